@@ -1,0 +1,160 @@
+"""`tiny`: the model that ships with the code, small enough to train and sample on two CPU cores.
+
+Stages, in order (each names its parent model with `--config.init_from`):
+
+  python -m launch.train --config=configs/tiny.py:text_encoder --data_dir=DIR --workdir=RUN
+  python -m launch.train --config=configs/tiny.py:autoencoder  --data_dir=DIR --workdir=RUN --config.init_from=...
+  python -m launch.train --config=configs/tiny.py:vocoder      ...
+  python -m launch.train --config=configs/tiny.py:base         ...
+  python -m launch.train --config=configs/tiny.py              ...   # subtractive
+
+Hours and expected results of the shipped run: subtractive_jax/shipped/tiny/MODEL_CARD.md.
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+STAGES = ("text_encoder", "autoencoder", "vocoder", "base", "subtractive")
+
+
+def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
+    if stage not in STAGES:
+        raise ValueError(f'unknown stage "{stage}" (known: {", ".join(STAGES)})')
+    config = ConfigDict()
+    config.name = "tiny"
+    config.stage = stage
+    config.seed = 0
+    config.init_from = ""  # parent model: a run folder, a model folder or the name of a shipped model
+
+    config.representation = ConfigDict(
+        dict(
+            name="mel",
+            sample_rate=16_000,  # Hz
+            n_fft=1024,  # samples
+            win_length=1024,  # samples
+            hop_length=160,  # samples
+            n_mels=64,
+            fmin=0.0,  # Hz
+            fmax=8_000.0,  # Hz
+            mel_scale="slaney",
+            mel_norm="slaney",
+            log_floor=1e-5,  # magnitude that maps to -1
+            log_ceiling=100.0,  # magnitude that maps to +1
+            window_frames=512,  # 5.12 s
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            stems=("drums", "bass", "guitar", "keys"),  # stems the model learns to put back
+            window_hop_frames=512,  # distance between the starts of training windows
+            min_stem_level_db=-30.0,  # a window is kept when the stem is within this of its own level over the song
+            loudness_lufs=-20.0,  # of the context, see representation/level.py
+            instructions_per_window=4,
+            validation_fraction=0.06,  # of the groups
+            test_fraction=0.06,  # of the groups
+            songs_per_shard=16,
+        )
+    )
+    config.max_text_tokens = 48
+    config.null_text = "empty"  # empty: states of the empty string; zeros: all-zero states
+
+    config.text_encoder = ConfigDict(  # transformers' T5Config names
+        dict(
+            vocab_size=2048,
+            d_model=256,
+            d_kv=64,
+            d_ff=512,
+            num_layers=4,
+            num_heads=4,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=128,
+            layer_norm_epsilon=1e-6,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    config.autoencoder = ConfigDict(  # diffusers' AutoencoderKL names
+        dict(
+            in_channels=1,
+            out_channels=1,
+            latent_channels=8,
+            block_out_channels=(24, 48, 96, 96),
+            layers_per_block=1,
+            norm_num_groups=8,
+            mid_block_add_attention=False,  # keeps it convolutional along time
+        )
+    )
+    config.vocoder = ConfigDict(  # HiFi-GAN's names
+        dict(
+            num_mels=64,
+            upsample_initial_channel=128,
+            upsample_rates=(5, 4, 4, 2),
+            upsample_kernel_sizes=(11, 8, 8, 4),
+            resblock="1",
+            resblock_kernel_sizes=(3, 7, 11),
+            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+        )
+    )
+    config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage
+        dict(
+            block_out_channels=(64, 128, 192),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=4,  # number of heads, as SD-1.x configs (mis)name it
+            cross_attention_dim=256,
+            norm_num_groups=16,
+            norm_eps=1e-5,
+            transformer_layers_per_block=1,
+            use_linear_projection=False,
+            flip_sin_to_cos=True,
+            freq_shift=0,
+        )
+    )
+    config.schedule = ConfigDict(  # diffusers' scheduler names
+        dict(
+            num_train_timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+        )
+    )
+    # Scales belong to the model. Empty: the first diffusion stage sets them from the dataset's statistics.
+    config.latent_shift = ()
+    config.latent_scale = ()
+    config.context_scale = ()
+    config.target = "stem"  # stem: write the stem alone; mix: write the full mix, as the paper does
+
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all remaining devices
+    config.compute_dtype = "float32"  # bfloat16 on accelerators; parameters are float32 always
+
+    config.train = ConfigDict(
+        dict(
+            steps=10_000,
+            batch_size=32,  # over all devices
+            learning_rate=3e-4,
+            warmup_steps=200,
+            schedule="cosine",  # or constant
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            clip_norm=1.0,
+            ema_decay=0.999,
+            log_every=50,
+            eval_every=1_000,
+            checkpoint_every=500,
+            keep_checkpoints=2,
+        )
+    )
+    config.dropout = ConfigDict(dict(text=0.05, both=0.05, context=0.05))  # InstructPix2Pix, per example
+    config.sampling = ConfigDict(dict(steps=30, text_guidance=3.0, context_guidance=1.5, sdedit_strength=0.7))
+
+    if stage == "text_encoder":
+        config.train.update(dict(steps=2_000, batch_size=128, learning_rate=5e-4))
+    elif stage == "autoencoder":
+        config.train.update(dict(steps=4_000, batch_size=16, learning_rate=5e-4))
+        config.crop_frames = 128
+        config.kl_weight = 1e-6
+    elif stage == "vocoder":
+        config.train.update(dict(steps=6_000, batch_size=8, learning_rate=8e-4))
+        config.crop_frames = 64
+    return config.lock()
