@@ -117,6 +117,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             beta_end=0.012,
             beta_schedule="scaled_linear",
             prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            steps_offset=0,
+            set_alpha_to_one=True,
         )
     )
     # Scales belong to the model. Empty: the first diffusion stage sets them from the dataset's statistics.
@@ -140,7 +143,8 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             clip_norm=1.0,
             ema_decay=0.999,
             log_every=50,
-            eval_every=1_000,
+            eval_every=1_000,  # of the EMA parameters; fixed examples, timesteps and noise
+            eval_examples=256,  # at most, evenly spaced over the validation split
             checkpoint_every=500,
             keep_checkpoints=2,
         )

@@ -1,0 +1,83 @@
+"""Windows of audio and their texts to what training reads: posterior moments and T5 states, both float16."""
+
+from typing import Any
+
+import numpy as np
+
+import subtractive_jax
+from subtractive_jax import fingerprint, records
+from subtractive_jax.representation.audio import read_audio, to_mono
+
+_SIGNALS = ("mix", "context", "stem")
+_TEXT_BATCH = 8
+
+
+class Encoders:
+    """The frozen autoencoder and text encoder of a model.
+
+    Args:
+      model: a model folder, a run folder or the name of a shipped model.
+
+    Raises:
+      UserError: there is no such model, or it lacks one of the two.
+    """
+
+    def __init__(self, model: str):
+        self._model = subtractive_jax.load(model)
+        self._model.params("autoencoder"), self._model.params("text_encoder")
+        self._states: dict[str, np.ndarray] = {}
+
+    @property
+    def representation(self) -> dict[str, Any]:
+        return self._model.config.representation.to_dict()
+
+    def metadata(self) -> dict[str, Any]:
+        """What a dataset says of its encoders, so that a trainer can check that they are its own."""
+        autoencoder = fingerprint.params_hash(self._model.params("autoencoder"))
+        text_encoder = fingerprint.params_hash(self._model.params("text_encoder"))
+        null_states = self.encode_texts([""])[0]
+        return {
+            "autoencoder_hash": autoencoder,
+            "text_encoder_hash": text_encoder,
+            "config_hash": fingerprint.dataset_hash(
+                self.representation, autoencoder, text_encoder, records.SCHEMA_VERSION
+            ),
+            "null_text_states": null_states.astype(np.float64).tolist(),
+            "text_dim": null_states.shape[1],
+            "max_text_tokens": self._model.config.max_text_tokens,
+        }
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`[F, T, 2C]` of one window."""
+        return self._model.encode_audio(np.zeros((1, self._model.mel.window_samples), np.float32)).shape[1:]
+
+    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+        """T5 states `[L, D]` float16 of each text, without padding.
+
+        Raises:
+          UserError: a text has more tokens than the model reads.
+        """
+        fresh = list(dict.fromkeys(text for text in texts if text not in self._states))
+        if fresh:
+            padding = [""] * (-len(fresh) % _TEXT_BATCH)  # few shapes to compile for
+            states, mask = self._model.encode_text(fresh + padding)
+            self._states |= {text: s[m].astype(np.float16) for text, s, m in zip(fresh, states, mask, strict=False)}
+        return [self._states[text] for text in texts]
+
+    def forget_texts(self) -> None:
+        """Drops the states kept for texts seen before."""
+        self._states.clear()
+
+    def encode_audio(self, examples: list[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
+        """`mix_latent`, `context_latent`, `stem_latent` `[F, T, 2C]` float16 of examples of `windows`, at their gains.
+
+        The mix is encoded once for every missing stem, since each has a gain of its own.
+        """
+        audio = [
+            to_mono(read_audio(example[signal])[0]) * example["gain"] for example in examples for signal in _SIGNALS
+        ]
+        moments = self._model.encode_audio(np.stack(audio)).astype(np.float16)
+        triples = moments.reshape(len(examples), len(_SIGNALS), *moments.shape[1:])
+        return [
+            {f"{signal}_latent": latent for signal, latent in zip(_SIGNALS, triple, strict=True)} for triple in triples
+        ]

@@ -1,0 +1,31 @@
+"""Trains one stage of a model: text_encoder, autoencoder, vocoder, base or subtractive.
+
+  python -m launch.train --config=configs/tiny.py:STAGE --data_dir=DIR --workdir=RUN [--config.init_from=MODEL]
+
+Run the same command again to go on after an interruption. SIGTERM saves a checkpoint and exits with 0.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import program
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and stage, such as configs/tiny.py:base.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds windows/ and latents/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder, new or to go on from.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes: TPU pod, SLURM or Open MPI.")
+
+
+def main() -> None:
+    import jax  # after the flags are known to be good: it takes seconds
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    from subtractive_jax.training import loop
+
+    loop.train(_CONFIG.value, _DATA_DIR.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "data_dir", "workdir"])
+    program.run(main)

@@ -1,0 +1,253 @@
+"""A trained model, ready to sample: its parts compiled for windows of one length, in batches of one size."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from subtractive_jax import parts
+from subtractive_jax.diffusion import guidance
+from subtractive_jax.errors import UserError
+from subtractive_jax.representation.mel import Mel
+from subtractive_jax.sampling.insert import insert as _insert
+from subtractive_jax.text import tokenize
+from subtractive_jax.training import partitioning
+from subtractive_jax.weights import model_folder
+
+VOCODER_HALO_FRAMES = 32  # HiFi-GAN hears 20 frames to either side
+_SILENCE = -1.0  # in a mel image
+
+
+class Model:
+    """The parts of a model folder or run folder as functions of numpy arrays.
+
+    Windows are computed `windows_per_device` at a time on each of this process's devices, so that every function is
+    compiled for few shapes (powers of two up to that) and needs the same memory for every song.
+
+    Attributes:
+      name: what the model was loaded from.
+      config: its resolved config.
+      mel: its representation.
+    """
+
+    def __init__(self, files: model_folder.ModelFiles, name: str = "", windows_per_device: int = 8):
+        self.name = name
+        self.config = files.config
+        self.mel = Mel.from_config(files.config.representation)
+        self._tokenizer = files.tokenizer
+        self._windows_per_device = windows_per_device
+        mesh = partitioning.make_mesh(-1, 1, jax.local_devices())
+        self._devices = mesh.size
+        self._split, self._whole = partitioning.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        self._params = jax.device_put(files.params, self._whole)
+
+    insert = _insert
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The stems the model can put back."""
+        return tuple(self.config.data.stems)
+
+    def params(self, part: str) -> Any:
+        """The parameters of one part.
+
+        Raises:
+          UserError: the model has no such part.
+        """
+        if part not in self._params:
+            raise UserError(f'model "{self.name}" has no {part} (it has: {", ".join(sorted(self._params))})')
+        return self._params[part]
+
+    def encode_text(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Texts to T5 states [B, max_text_tokens, D] float32 and the mask of tokens [B, max_text_tokens] bool.
+
+        Raises:
+          UserError: a text is longer than `config.max_text_tokens`.
+        """
+        if self._tokenizer is None:
+            raise UserError(f'model "{self.name}" has no tokenizer, so it cannot read text')
+        ids, mask = tokenize(self._tokenizer, texts, self.config.max_text_tokens)
+        more = (1 << (len(ids) - 1).bit_length()) - len(ids)  # few different batch sizes to compile
+        padded = np.pad(ids, ((0, more), (0, 0))), np.pad(mask, ((0, more), (0, 0)))
+        return np.array(self._text_states(self.params("text_encoder"), *padded))[: len(ids)], mask
+
+    def encode_image(self, audio: np.ndarray) -> np.ndarray:
+        """Windows of mono audio [windows, window_samples] at the model's rate to mel images [windows, n_mels, frames, 1]."""
+        return self._in_batches(self._images, None, audio)
+
+    def encode_audio(self, audio: np.ndarray) -> np.ndarray:
+        """Windows [windows, window_samples] at the model's rate to unscaled moments [windows, F, T, 2C]."""
+        return self._in_batches(self._moments, self.params("autoencoder"), audio)
+
+    def decode_image(self, latents: np.ndarray) -> np.ndarray:
+        """Unscaled latents [windows, F, T, C] to mel images [windows, n_mels, frames, 1]."""
+        return self._in_batches(self._decoded, self.params("autoencoder"), latents)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Unscaled latents [windows, F, T, C] to mono audio [windows, window_samples] at the model's rate."""
+        halo = ((0, 0), (0, 0), (VOCODER_HALO_FRAMES,) * 2, (0, 0))
+        return self._vocode(np.pad(self.decode_image(latents), halo, constant_values=_SILENCE))
+
+    def vocode(self, image: np.ndarray) -> np.ndarray:
+        """A mel image of any length [n_mels, frames, 1] to mono audio [frames * hop_length] at the model's rate.
+
+        In chunks of a window's length that overlap by more than the vocoder hears, so that memory is bounded and no
+        seam can be heard.
+        """
+        frames, window = image.shape[1], self.mel.window_frames
+        chunks = math.ceil(frames / window)
+        after = chunks * window - frames + VOCODER_HALO_FRAMES
+        padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES, after), (0, 0)), constant_values=_SILENCE)
+        length = window + 2 * VOCODER_HALO_FRAMES
+        audio = self._vocode(np.stack([padded[:, i * window : i * window + length] for i in range(chunks)]))
+        return audio.reshape(-1)[: self.mel.samples(frames)]
+
+    def denoise(
+        self,
+        x: np.ndarray,
+        context: np.ndarray,
+        timestep: int,
+        text_states: np.ndarray,
+        text_mask: np.ndarray,
+        stem: int,
+        context_guidance: float,
+        text_guidance: float,
+    ) -> np.ndarray:
+        """The subtractive denoiser's guided output for windows, in its prediction type: [windows, F, T, C].
+
+        Args:
+          x: noisy scaled latents [windows, F, T, C].
+          context: scaled latents of the context, same shape.
+          text_states: of the null text and of the instruction [2, L, D]; `text_mask` [2, L].
+          stem: index in `stems`.
+        """
+        shared = (np.int32(timestep), text_states, text_mask, np.int32(stem))
+        guided = (np.float32(context_guidance), np.float32(text_guidance))
+        return self._in_batches(self._denoised, self.params("denoiser"), x, context, shared=shared + guided)
+
+    def denoise_base(
+        self, x: np.ndarray, timestep: int, text_states: np.ndarray, text_mask: np.ndarray, text_guidance: float
+    ) -> np.ndarray:
+        """The base denoiser's guided output for windows [windows, F, T, C]; arguments as in `denoise`."""
+        shared = (np.int32(timestep), text_states, text_mask, np.float32(text_guidance))
+        return self._in_batches(self._denoised_base, self.params("base_denoiser"), x, shared=shared)
+
+    def _in_batches(self, function: Callable, params: Any, *windows: np.ndarray, shared: tuple = ()) -> np.ndarray:
+        """`function(params, *windows, *shared)` for any number of windows, in batches of few different sizes."""
+        count = len(windows[0])
+        needed = math.ceil(count / self._devices)
+        size = self._devices * min(self._windows_per_device, 1 << (needed - 1).bit_length())
+        outputs = []
+        for start in range(0, count, size):
+            batch = [array[start : start + size] for array in windows]
+            widths = [[(0, size - len(array))] + [(0, 0)] * (array.ndim - 1) for array in batch]
+            batch = [np.pad(array, width) for array, width in zip(batch, widths, strict=True)]
+            outputs.append(function(params, *jax.device_put(batch, self._split), *shared))
+        return np.concatenate([np.asarray(output) for output in outputs])[:count]
+
+    def _jit(self, function: Callable, batched: int, shared: int = 0) -> Callable:
+        """Compiles `function(params, *batched, *shared)` with the batches split over the devices."""
+        shardings = (self._whole, *(self._split,) * batched, *(self._whole,) * shared)
+        return jax.jit(function, in_shardings=shardings, out_shardings=self._split)
+
+    @functools.cached_property
+    def _text_states(self) -> Callable:
+        return jax.jit(parts.network("text_encoder", self.config).apply, in_shardings=(self._whole,) * 3)
+
+    @functools.cached_property
+    def _images(self) -> Callable:
+        return self._jit(lambda _, audio: self.mel.encode(audio), batched=1)
+
+    @functools.cached_property
+    def _moments(self) -> Callable:
+        network = parts.network("autoencoder", self.config)
+        return self._jit(lambda p, audio: network.apply(p, self.mel.encode(audio), method="encode"), batched=1)
+
+    @functools.cached_property
+    def _decoded(self) -> Callable:
+        return self._jit(functools.partial(parts.network("autoencoder", self.config).apply, method="decode"), batched=1)
+
+    def _vocode(self, images: np.ndarray) -> np.ndarray:
+        """Images [chunks, n_mels, window_frames and a halo on either side, 1] to audio [chunks, window_samples]."""
+        return self._in_batches(self._audio, self.params("vocoder"), images)
+
+    @functools.cached_property
+    def _audio(self) -> Callable:
+        network, halo = parts.network("vocoder", self.config), self.mel.samples(VOCODER_HALO_FRAMES)
+
+        def audio(params: Any, images: jax.Array) -> jax.Array:
+            return network.apply(params, self.mel.log_magnitude(images).swapaxes(1, 2))[:, halo:-halo]
+
+        return self._jit(audio, batched=1)
+
+    @functools.cached_property
+    def _denoised(self) -> Callable:
+        network = parts.network("denoiser", self.config)
+
+        def denoised(
+            params: Any,
+            x: jax.Array,
+            context: jax.Array,
+            timestep: jax.Array,
+            text_states: jax.Array,
+            text_mask: jax.Array,
+            stem: jax.Array,
+            context_guidance: jax.Array,
+            text_guidance: jax.Array,
+        ) -> jax.Array:
+            windows = len(x)
+            contexts = jnp.stack([jnp.zeros_like(context), context, context], axis=1)  # e(0,0), e(c,0), e(c,y)
+            inputs = jnp.concatenate([jnp.repeat(x[:, None], 3, axis=1), contexts], axis=-1)
+            outputs = network.apply(
+                params,
+                inputs.reshape(3 * windows, *inputs.shape[2:]),
+                jnp.broadcast_to(timestep, 3 * windows),
+                jnp.tile(text_states[jnp.array([0, 0, 1])], (windows, 1, 1)),
+                jnp.tile(text_mask[jnp.array([0, 0, 1])], (windows, 1)),
+                jnp.broadcast_to(stem, 3 * windows),
+            ).reshape(windows, 3, *x.shape[1:])
+            return guidance.context_and_text(*jnp.moveaxis(outputs, 1, 0), context_guidance, text_guidance)
+
+        return self._jit(denoised, batched=2, shared=6)
+
+    @functools.cached_property
+    def _denoised_base(self) -> Callable:
+        network = parts.network("base_denoiser", self.config)
+
+        def denoised(
+            params: Any,
+            x: jax.Array,
+            timestep: jax.Array,
+            text_states: jax.Array,
+            text_mask: jax.Array,
+            text_guidance: jax.Array,
+        ) -> jax.Array:
+            windows = len(x)
+            outputs = network.apply(
+                params,
+                jnp.repeat(x, 2, axis=0),
+                jnp.broadcast_to(timestep, 2 * windows),
+                jnp.tile(text_states, (windows, 1, 1)),
+                jnp.tile(text_mask, (windows, 1)),
+            ).reshape(windows, 2, *x.shape[1:])
+            return guidance.text(*jnp.moveaxis(outputs, 1, 0), text_guidance)
+
+        return self._jit(denoised, batched=1, shared=4)
+
+
+def load(name_or_path: str, windows_per_device: int = 8) -> Model:
+    """Loads a model to sample from.
+
+    Args:
+      name_or_path: the name of a shipped model, a model folder, or a run folder (its newest checkpoint's EMA).
+      windows_per_device: windows computed at once; fewer need less memory.
+
+    Raises:
+      UserError: there is no such model, or its files are incomplete or damaged.
+    """
+    return Model(model_folder.load(name_or_path), str(name_or_path), windows_per_device)

@@ -1,0 +1,232 @@
+"""Stages `base` and `subtractive`: diffusion in latent space.
+
+`base` is text-to-audio on full mixes with captions (Rombach et al. 2022). `subtractive` reads the context's latents
+beside the noisy ones, as InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800) reads the image to edit, and an
+instruction; text, context or both are dropped for classifier-free guidance.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from subtractive_jax import fingerprint, parts, records
+from subtractive_jax.diffusion import objective, schedule
+from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.models import autoencoder, unet
+from subtractive_jax.models.network import Params
+from subtractive_jax.training import run_folder
+from subtractive_jax.training.stage import Stage, example_keys, example_noise
+from subtractive_jax.training.train_step import Batch, Figures, LossFn
+
+TARGETS = ("stem", "mix")
+_MEMORY_LIMIT = 2 << 30  # bytes of records that a host keeps decoded
+_TIMESTEP_BUCKETS = 4  # the loss is reported for each quarter of the schedule
+_STEM_EMBEDDING_STD = 0.02
+
+
+class LatentSource:
+    """Posterior moments, text states and stem of windows; kept in memory if they fit.
+
+    Args:
+      target_key: the latent to be generated, such as `stem_latent`.
+      stems: the model's stems; empty for a source of captions without context.
+      max_tokens: text states are padded to this length.
+    """
+
+    def __init__(self, split: records.Split, target_key: str, stems: Sequence[str], max_tokens: int) -> None:
+        self.fingerprint = split.fingerprint
+        self._split, self._target_key, self._stems, self._max_tokens = split, target_key, stems, max_tokens
+        self._examples = [self._read(i) for i in range(len(split))] if split.nbytes < _MEMORY_LIMIT else None
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        raw = self._split[index]
+        if not self._stems:
+            return dict(target=raw[self._target_key], texts=[raw["caption_states"]])
+        if raw["stem_name"] not in self._stems:
+            raise unknown_name("stem in the dataset (see config.data.stems)", raw["stem_name"], self._stems)
+        ends = np.cumsum(raw["instruction_lengths"])[:-1]
+        return dict(
+            target=raw[self._target_key],
+            context=raw["context_latent"],
+            texts=np.split(raw["instruction_states"], ends),
+            stem=np.int32(self._stems.index(raw["stem_name"])),
+        )
+
+    def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
+        """`target`, `context` [B, F, T, 2C], `text_states` [B, L, D], all float16; `text_mask` [B, L]; `stem` [B]."""
+        chosen = [self._examples[i] if self._examples else self._read(int(i)) for i in examples]
+        texts = [
+            example["texts"][draw.integers(len(example["texts"]))] for example, draw in zip(chosen, draws, strict=True)
+        ]
+        states, mask = pad_texts(texts, self._max_tokens)
+        keys = [key for key in ("target", "context", "stem") if key in chosen[0]]
+        return {key: np.stack([example[key] for example in chosen]) for key in keys} | dict(
+            text_states=states, text_mask=mask
+        )
+
+
+def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """States [L_i, D] of texts to (states [B, max_tokens, D], mask [B, max_tokens])."""
+    states = np.zeros((len(texts), max_tokens, texts[0].shape[1]), texts[0].dtype)
+    mask = np.zeros((len(texts), max_tokens), bool)
+    for i, text in enumerate(texts):
+        if len(text) > max_tokens:
+            raise UserError(f"a text of {len(text)} tokens in the dataset, but config.max_text_tokens={max_tokens}")
+        states[i, : len(text)], mask[i, : len(text)] = text, True
+    return states, mask
+
+
+def check_dataset(config: ml_collections.ConfigDict, data_dir: str, parent: dict[str, Params]) -> None:
+    """Raises UserError if the latents or text states were not made by the parent's encoders."""
+    expected = fingerprint.dataset_hash(
+        config.representation.to_dict(),
+        fingerprint.params_hash(parent["autoencoder"]),
+        fingerprint.params_hash(parent["text_encoder"]),
+        records.SCHEMA_VERSION,
+    )
+    found = records.read_metadata(data_dir, "latents")["config_hash"]
+    if found != expected:
+        raise UserError(
+            f"{records.dataset_dir(data_dir, 'latents')} has config_hash {found}, but the parent "
+            f"model's encoders and the config's representation give {expected}: build it again with "
+            "--encoders=<the model named by config.init_from>"
+        )
+
+
+def set_scales(config: ml_collections.ConfigDict, data_dir: str, parent_config: ml_collections.ConfigDict) -> None:
+    """Fills in empty scales: the parent's if it has them, else those that whiten the dataset's latents.
+
+    A denoiser sees `(latent - latent_shift) * latent_scale` and `(context mode - latent_shift) * context_scale`.
+    """
+    names = ("latent_shift", "latent_scale", "context_scale")
+    if config.latent_shift:
+        return
+    with config.unlocked():
+        if parent_config.latent_shift:
+            config.update({name: tuple(parent_config[name]) for name in names})
+        else:
+            metadata = records.read_metadata(data_dir, "latents")
+            config.latent_shift = tuple(metadata["latent_mean"])
+            config.latent_scale = tuple(1.0 / np.asarray(metadata["latent_std"]))
+            config.context_scale = tuple(1.0 / np.asarray(metadata["context_std"]))
+
+
+def starting_point(
+    config: ml_collections.ConfigDict, parent: dict[str, Params], parent_config: ml_collections.ConfigDict
+) -> Params:
+    """The parent's parameters that the stage starts from; empty only for a new base denoiser.
+
+    Raises:
+      UserError: the stage is `subtractive`, and the parent has no denoiser to start from.
+    """
+    names = ["base_denoiser"]
+    if config.stage == "subtractive" and not run_folder.differences(
+        dict(target=parent_config.target, stems=list(parent_config.data.stems)),
+        dict(target=config.target, stems=list(config.data.stems)),
+    ):
+        names.insert(0, "denoiser")
+    for name in names:
+        if name in parent:
+            return {name: parent[name]}
+    if config.stage == "base":
+        return {}
+    raise UserError(
+        f"{config.init_from} has no base_denoiser, and no denoiser with target={config.target} and "
+        f"stems={','.join(config.data.stems)}; train the base stage first"
+    )
+
+
+def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: str) -> LossFn:
+    """The denoising loss of `part`: mean squared error of the prediction type's target.
+
+    Args:
+      config: with its scales.
+      null_states: text states [L, D] that stand for no text.
+    """
+    network = parts.network(part, config)
+    abar = schedule.alphas_cumprod(config.schedule)
+    shift, scale, context_scale = (
+        np.asarray(config[name], np.float32) for name in ("latent_shift", "latent_scale", "context_scale")
+    )
+    null_text, null_mask = pad_texts([null_states], config.max_text_tokens)
+    dropout = config.dropout
+
+    def loss(params: Params, batch: Batch, step: jax.Array, train: bool) -> tuple[jax.Array, Figures]:
+        def keys(name: str) -> jax.Array:
+            return example_keys(config.seed, name, step, batch["row"])
+
+        def uniform(name: str) -> jax.Array:
+            return jax.vmap(jax.random.uniform)(keys(name))
+
+        mean, log_variance = jnp.split(batch["target"].astype(jnp.float32), 2, axis=-1)
+        latent = mean + jnp.exp(0.5 * log_variance) * example_noise(keys("posterior"), mean.shape[1:])
+        latent = (latent - shift) * scale
+        noise = example_noise(keys("noise"), latent.shape[1:])
+        timestep = jnp.int32(uniform("timestep") * len(abar))
+        inputs = schedule.add_noise(latent, noise, timestep, abar)
+
+        draw = uniform("dropout") if train else jnp.ones(len(latent))
+        # One draw decides: [0, both) drops both, then text alone, then context alone. Without a context, dropping both
+        # is dropping the text.
+        drop_text = draw < dropout.both + dropout.text
+        states = jnp.where(drop_text[:, None, None], null_text, batch["text_states"]).astype(jnp.float32)
+        mask = jnp.where(drop_text[:, None], null_mask, batch["text_mask"])
+        if part == "denoiser":
+            drop_context = (draw < dropout.both) | (~drop_text & (draw < dropout.both + dropout.text + dropout.context))
+            context = (autoencoder.mode(batch["context"].astype(jnp.float32)) - shift) * context_scale
+            context = jnp.where(drop_context[:, None, None, None], 0.0, context)
+            inputs = jnp.concatenate([inputs, context], axis=-1)
+
+        output = network.apply(params[part], inputs, timestep, states, mask, batch.get("stem"))
+        target = objective.target(config.schedule.prediction_type, latent, noise, timestep, abar)
+        error = jnp.square(output - target).mean(axis=(1, 2, 3))
+        bucket = timestep * _TIMESTEP_BUCKETS // len(abar)
+        return error, {
+            f"loss_quarter_{i + 1}": (error, (bucket == i).astype(jnp.float32)) for i in range(_TIMESTEP_BUCKETS)
+        }
+
+    return loss
+
+
+def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
+    """The stage `base` or `subtractive`. `config` has its scales.
+
+    Raises:
+      UserError: unknown target, or a dataset with other stems.
+    """
+    if config.target not in TARGETS:
+        raise unknown_name("target", config.target, TARGETS)
+    subtractive = config.stage == "subtractive"
+    part = "denoiser" if subtractive else "base_denoiser"
+    network = parts.network(part, config)
+
+    def init_params(key: jax.Array, start: Params) -> Params:
+        if part in start:
+            return start
+        fresh = network.init(key)
+        if "base_denoiser" not in start:
+            return {part: fresh}
+        widened = unet.widen_input(start["base_denoiser"], fresh["conv_in"]["kernel"].shape[2])
+        stems = jax.tree.map(
+            lambda leaf: _STEM_EMBEDDING_STD * jax.random.normal(key, leaf.shape), fresh["stem_embedding"]
+        )
+        return {part: widened | {"stem_embedding": stems}}
+
+    target_key = f"{config.target}_latent" if subtractive else "mix_latent"
+    keys = (
+        ("context_latent", "instruction_states", "instruction_lengths", "stem_name")
+        if subtractive
+        else ("caption_states",)
+    )
+    splits = [records.Split(data_dir, "latents", split, {target_key, *keys}) for split in ("train", "validation")]
+    stems = tuple(config.data.stems) if subtractive else ()
+    sources = (LatentSource(split, target_key, stems, config.max_text_tokens) for split in splits)
+    null_states = np.asarray(splits[0].metadata["null_text_states"], np.float16)
+    return Stage(part, init_params, make_loss(config, null_states, part), *sources)

@@ -1,0 +1,93 @@
+"""A run's folder: its resolved config, and the parts it inherits from its parent model."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from subtractive_jax.errors import UserError
+
+CONFIG = "config.json"
+INHERITED = "inherited"
+
+# What may differ when a run goes on: nothing that decides the parameters, up to the order of floating-point sums.
+_FREE = {
+    "mesh.data",
+    "mesh.fsdp",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_examples",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+}
+_SET_BY_THE_RUN = {"latent_shift", "latent_scale", "context_scale"}  # when the config leaves them empty
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    return {name: leaf for key, value in values.items() for name, leaf in _flat(value, f"{prefix}{key}.").items()}
+
+
+def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields (dotted) in which two configs, or two parts of configs, differ, with both values."""
+    first, second = (_flat(json.loads(_json(config))) for config in (one, other))
+    return {
+        name: (first.get(name), second.get(name))
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
+    }
+
+
+def _json(config: Any) -> str:
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return json.dumps(values, indent=2)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:
+    """The config of the run in `workdir`, or None where a new run may begin.
+
+    Raises:
+      UserError: `workdir` is something else than a run folder or an empty folder.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; give a folder for the run as --workdir")
+    if not workdir.is_dir() or not any(workdir.iterdir()):
+        return None
+    path = workdir / CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    if "stage" not in config or "format" in config:
+        raise UserError(f"{workdir} exists and is not a run folder; give a new or empty folder as --workdir")
+    return ml_collections.ConfigDict(config)
+
+
+def check_unchanged(
+    workdir: str | os.PathLike[str], saved: ml_collections.ConfigDict, given: ml_collections.ConfigDict
+) -> None:
+    """Raises UserError, naming the field and both values, if the run would go on with another config."""
+    for name, (before, now) in differences(saved, given).items():
+        extends = name == "train.steps" and given.train.schedule == "constant"
+        if name in _FREE or extends or (name in _SET_BY_THE_RUN and not now):
+            continue
+        raise UserError(
+            f"{workdir} was trained with config.{name}={before}, now it is {now}; "
+            "go on with the old value, or give another --workdir"
+        )
+
+
+def adopt_scales(config: ml_collections.ConfigDict, saved: ml_collections.ConfigDict) -> None:
+    """Takes over what the run set when it began."""
+    with config.unlocked():
+        config.update({name: tuple(saved[name]) for name in _SET_BY_THE_RUN})
+
+
+def write_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json`, and makes the folder if need be."""
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".{CONFIG}"
+    temporary.write_text(_json(config) + "\n")
+    os.replace(temporary, workdir / CONFIG)

@@ -1,0 +1,37 @@
+"""What every stage is made of, and the randomness its loss may use."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from subtractive_jax import rng
+from subtractive_jax.models.network import Params
+from subtractive_jax.training.reader import Source
+from subtractive_jax.training.train_step import LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training: what is learnt, from what, by which loss.
+
+    `init_params(key, start)` returns `{part: params}`, with further entries for what is trained along and not kept;
+    `start` holds the parent's parameters to start from, or is empty.
+    """
+
+    part: str
+    init_params: Callable[[jax.Array, Params], Params]
+    loss: LossFn
+    train: Source
+    validation: Source
+
+
+def example_keys(seed: int, name: str, step: jax.Array, row: jax.Array) -> jax.Array:
+    """One key an example [B]: a function of (seed, name, step, row), whatever the devices and hosts."""
+    key = rng.stream(seed, name, step)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(row)
+
+
+def example_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [B, *shape]."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

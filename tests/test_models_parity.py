@@ -1,0 +1,263 @@
+"""Every network against its PyTorch original: random weights, float32, relative tolerance 1e-5 of the output's scale."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from subtractive_jax.models import autoencoder, t5, unet
+from subtractive_jax.models.network import Network, Params
+from subtractive_jax.vocoder import hifigan
+from subtractive_jax.weights.torch_layout import from_torch, to_torch
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-5  # of the largest absolute value of the reference
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def _imported(model: Any, network: Network) -> Params:
+    """Random weights put into `model` and read from it; they must come back bit for bit."""
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    params = from_torch(tensors, network.shapes())
+    for name, tensor in to_torch(params).items():
+        np.testing.assert_array_equal(tensor, tensors[name], strict=True)
+    return params
+
+
+def _assert_close(ours: jax.Array, reference: Any) -> None:
+    reference = reference.detach().numpy()
+    scale = np.abs(reference).max()
+    assert scale > 1e-2
+    np.testing.assert_allclose(np.asarray(ours), reference, rtol=0, atol=TOLERANCE * scale)
+
+
+def _channels_first(x: np.ndarray) -> Any:
+    return torch.tensor(np.moveaxis(x, -1, 1).copy())
+
+
+def _random(*shape: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("feed_forward_proj", ["gated-gelu", "relu"])
+def test_t5_encoder(feed_forward_proj):
+    fields = dict(
+        vocab_size=120,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=3,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        layer_norm_epsilon=1e-6,
+        feed_forward_proj=feed_forward_proj,
+    )
+    model = transformers.T5EncoderModel(transformers.T5Config(**fields, dropout_rate=0.0))
+    network = t5.encoder(ConfigDict(fields))
+    params = _imported(model, network)
+    ids = np.random.default_rng().integers(1, 120, (2, 40))
+    mask = np.ones((2, 40), np.int64)
+    mask[1, 25:] = 0
+
+    reference = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state
+    states = jax.jit(network.apply)(params, jnp.asarray(ids), jnp.asarray(mask))
+
+    valid = mask.astype(bool)
+    _assert_close(states[valid], reference[torch.tensor(valid)])
+
+
+UNETS = {
+    "stable_diffusion_1": dict(
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2,
+        attention_head_dim=4,
+        use_linear_projection=False,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        transformer_layers_per_block=1,
+    ),
+    "heads_per_block_linear_projection": dict(
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 8),
+        use_linear_projection=True,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        transformer_layers_per_block=(1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet(name):
+    fields = dict(UNETS[name], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5)
+    model = diffusers.UNet2DConditionModel(in_channels=6, out_channels=3, sample_size=16, **fields)
+    network = unet.denoiser(ConfigDict(fields), in_channels=6, out_channels=3)
+    params = _imported(model, network)
+    x, text = _random(2, 8, 16, 6), _random(2, 7, 24)
+    timestep = np.array([3, 901])
+    mask = np.ones((2, 7), bool)
+    mask[1, 4:] = False
+
+    reference = model(
+        _channels_first(x), torch.tensor(timestep), torch.tensor(text), encoder_attention_mask=torch.tensor(mask)
+    ).sample
+    output = jax.jit(network.apply)(params, x, timestep, text, mask)
+
+    _assert_close(output, reference.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_autoencoder(attention):
+    fields = dict(
+        in_channels=2,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        norm_num_groups=4,
+        mid_block_add_attention=attention,
+    )
+    model = diffusers.AutoencoderKL(
+        **fields, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3
+    )
+    network = autoencoder.kl(ConfigDict(fields))
+    params = _imported(model, network)
+    x, z = _random(2, 16, 24, 2), _random(2, 4, 6, 4)
+
+    posterior = model.encode(_channels_first(x)).latent_dist
+    moments = jax.jit(lambda p, x: network.apply(p, x, method="encode"))(params, x)
+    _assert_close(autoencoder.mode(moments), posterior.mean.permute(0, 2, 3, 1))
+    _assert_close(moments[..., 4:], posterior.logvar.permute(0, 2, 3, 1))
+    _assert_close(autoencoder.kl_divergence(moments), posterior.kl())
+
+    decoded = jax.jit(lambda p, z: network.apply(p, z, method="decode"))(params, z)
+    _assert_close(decoded, model.decode(_channels_first(z)).sample.permute(0, 2, 3, 1))
+
+
+VOCODER = dict(
+    num_mels=10,
+    upsample_initial_channel=32,
+    upsample_rates=(5, 4, 2),
+    upsample_kernel_sizes=(11, 8, 4),
+    resblock="1",
+    resblock_kernel_sizes=(3, 7),
+    resblock_dilation_sizes=((1, 3, 5), (1, 2, 4)),
+)
+
+
+def test_hifigan_resblock1():
+    fields = {key: value for key, value in VOCODER.items() if key not in ("num_mels", "resblock")}
+    model = transformers.SpeechT5HifiGan(
+        transformers.SpeechT5HifiGanConfig(**fields, model_in_dim=10, leaky_relu_slope=0.1, normalize_before=False)
+    )
+    del model.mean, model.scale  # SpeechT5's input normalisation, not HiFi-GAN's
+    model.ups = model.upsampler  # HiFi-GAN's own name
+    del model.upsampler
+    network = hifigan.generator(ConfigDict(VOCODER))
+    params = _imported(model, network)
+    model.upsampler = model.ups
+    log_mel = _random(2, 21, 10)
+
+    audio = jax.jit(network.apply)(params, log_mel)
+
+    assert audio.shape == (2, 21 * 40)
+    _assert_close(audio, model(torch.tensor(log_mel)))
+
+
+class _TorchResBlock2(torch.nn.Module):
+    """ResBlock2 of github.com/jik876/hifi-gan `models.py`, without weight norm."""
+
+    def __init__(self, channels, kernel_size, dilation):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(
+            torch.nn.Conv1d(channels, channels, kernel_size, 1, dilation=d, padding=(kernel_size * d - d) // 2)
+            for d in dilation
+        )
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = conv(torch.nn.functional.leaky_relu(x, 0.1)) + x
+        return x
+
+
+class _TorchGenerator2(torch.nn.Module):
+    """Generator of the same file, with ResBlock2."""
+
+    def __init__(self, c):
+        super().__init__()
+        channels = c["upsample_initial_channel"]
+        self.conv_pre = torch.nn.Conv1d(c["num_mels"], channels, 7, 1, padding=3)
+        self.ups, self.resblocks = torch.nn.ModuleList(), torch.nn.ModuleList()
+        for u, k in zip(c["upsample_rates"], c["upsample_kernel_sizes"], strict=True):
+            self.ups.append(torch.nn.ConvTranspose1d(channels, channels // 2, k, u, padding=(k - u) // 2))
+            channels //= 2
+            for size, dilation in zip(c["resblock_kernel_sizes"], c["resblock_dilation_sizes"], strict=True):
+                self.resblocks.append(_TorchResBlock2(channels, size, dilation))
+        self.conv_post = torch.nn.Conv1d(channels, 1, 7, 1, padding=3)
+        self.num_kernels = len(c["resblock_kernel_sizes"])
+
+    def forward(self, x):
+        x = self.conv_pre(x)
+        for i, up in enumerate(self.ups):
+            x = up(torch.nn.functional.leaky_relu(x, 0.1))
+            blocks = self.resblocks[i * self.num_kernels : (i + 1) * self.num_kernels]
+            x = sum(block(x) for block in blocks) / self.num_kernels
+        return torch.tanh(self.conv_post(torch.nn.functional.leaky_relu(x)))
+
+
+def test_hifigan_resblock2():
+    fields = dict(VOCODER, resblock="2", resblock_dilation_sizes=((1, 2), (2, 6)))
+    model = _TorchGenerator2(fields)
+    network = hifigan.generator(ConfigDict(fields))
+    params = _imported(model, network)
+    log_mel = _random(2, 21, 10)
+
+    _assert_close(jax.jit(network.apply)(params, log_mel), model(_channels_first(log_mel))[:, 0])
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "vocoder", "denoiser"])
+def test_bfloat16_compute_stays_close_to_float32(part):
+    def run(dtype):
+        if part == "vocoder":
+            network, inputs, method = hifigan.generator(ConfigDict(VOCODER), dtype), (x[..., 0],), "__call__"
+        elif part == "autoencoder":
+            fields = dict(in_channels=10, out_channels=10, latent_channels=4, block_out_channels=(8, 16))
+            config = ConfigDict(dict(fields, layers_per_block=1, norm_num_groups=4, mid_block_add_attention=True))
+            network, inputs, method = autoencoder.kl(config, dtype), (x.swapaxes(2, 3),), "encode"
+        else:
+            config = ConfigDict(
+                dict(UNETS["heads_per_block_linear_projection"], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5)
+            )
+            network, method = unet.denoiser(config, 10, 3, num_stems=2, dtype=dtype), "__call__"
+            text, mask = jnp.ones((2, 5, 24)), jnp.ones((2, 5), bool)
+            inputs = (x.swapaxes(2, 3), jnp.array([3, 400]), text, mask, jnp.array([0, 1]))
+        params = network.init(jax.random.key(0))
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+        return network.apply(params, *inputs, method=method)
+
+    x = jnp.asarray(_random(2, 8, 10, 4))
+    full, half = run(jnp.float32), run(jnp.bfloat16)
+
+    assert full.dtype == half.dtype == jnp.float32
+    difference = jnp.abs(full - half).max() / jnp.abs(full).max()
+    assert 0 < difference < 0.05

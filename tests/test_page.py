@@ -1,0 +1,144 @@
+"""The listening page: complete, self-contained, and safe against whatever an instruction holds."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from subtractive_jax import page
+from subtractive_jax.errors import UserError
+from subtractive_jax.page import pictures
+from subtractive_jax.representation.audio import write_audio
+
+INSTRUCTIONS = (
+    "Add rock drums",
+    "Add indie drums with punchy beats",
+    "Add reggae beats",
+    "Add soft acoustic drums to enhance emotion",
+    "Generate percussion with a lively Latin flair",
+    "Add jazzy drums",
+    "Add aggressive rock drums with cymbal crashes",
+    "Add reggae beats",  # again, as restyling
+)
+SAMPLE_RATE = 16_000
+PLAYERS = ("Original", "Without the stem", "With the new stem", "New stem alone")
+
+
+class Elements(html.parser.HTMLParser):
+    """The start tags of a page with their attributes, and which elements are open."""
+
+    VOID = {"meta", "link", "img", "input"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def _tones(seed):
+    """Four seconds of decaying tones: something to see and to hear."""
+    random = np.random.default_rng(seed)
+    time = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+    notes = [np.exp(-6 * (time % 0.5)) * np.sin(2 * np.pi * f * time) for f in random.uniform(80, 2000, 4)]
+    return (0.2 * np.sum(notes, axis=0) + 0.003 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    rows = []
+    for index, instruction in enumerate(INSTRUCTIONS):
+        (folder / f"job {index}").mkdir()
+        files = [(label, f"job {index}/{label.lower().replace(' ', '_')}.wav") for label in PLAYERS]
+        for label, (_, file) in enumerate(files):
+            write_audio(folder / file, _tones(10 * index + label), SAMPLE_RATE)
+        rows.append(
+            page.Row(
+                title=f"job {index}",
+                instruction=instruction,
+                players=files,
+                settings={"Seed": index, "Steps": 30, "Text guidance": 3.0, "Context guidance": 1.5},
+                figures={"Onset F1": 0.731, "Stem level (dB)": -6.25, "Flags": []},
+            )
+        )
+    page.write(folder, "Songs kept out of training", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def elements(folder):
+    return Elements((folder / "index.html").read_text())
+
+
+def test_every_job_has_its_instruction_players_and_pictures(folder, elements):
+    assert elements.open == []
+    assert len(elements.all("article")) == len(INSTRUCTIONS)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", (folder / "index.html").read_text())
+    assert tuple(headings) == INSTRUCTIONS
+    players, images = elements.all("audio"), elements.all("img")
+    assert len(players) == len(images) == len(INSTRUCTIONS) * len(PLAYERS)
+    assert all("controls" in player and player["aria-label"] in PLAYERS for player in players)
+    assert all((folder / player["src"].replace("%20", " ")).is_file() for player in players)
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert "0.731" in elements.text and "Text guidance" in elements.text
+
+
+def test_nothing_is_requested_from_anywhere_else(folder, elements):
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", (folder / "index.html").read_text())
+    assert not re.search(r"https?:|//|@import|url\(", text)
+    targets = [attributes.get("src") or attributes.get("href") for _, attributes in elements.tags]
+    for target in filter(None, targets):
+        assert target.startswith(("data:", "#", "job%20")), target
+
+
+def test_text_is_escaped(tmp_path):
+    hostile = '<script>alert("x")</script> & $title \' "'
+    (tmp_path / 'a"b<c>.d').mkdir()
+    write_audio(tmp_path / 'a"b<c>.d' / "mix.wav", _tones(0), SAMPLE_RATE)
+    row = page.Row(hostile, hostile, [(hostile, 'a"b<c>.d/mix.wav')], {hostile: hostile}, {hostile: hostile}, hostile)
+    elements = Elements(page.write(tmp_path, hostile, [row, row]).read_text())
+    assert elements.open == [] and len(elements.all("script")) == 1
+    assert elements.text.count(hostile) >= 8
+    assert elements.all("audio")[0]["src"] == "a%22b%3Cc%3E.d/mix.wav"
+
+
+def test_a_failed_job_is_shown_with_its_reason(tmp_path):
+    text = page.write(tmp_path, "Jobs", [page.Row("bad", "Add drums", note="song.wav: no such audio file")]).read_text()
+    assert "no such audio file" in text and "<audio" not in text
+
+
+def test_a_missing_audio_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.wav"):
+        page.write(tmp_path, "Jobs", [page.Row("a", "b", [("Mix", "gone.wav")])])
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_pictures_share_one_scale_of_colours():
+    loud = pictures.mel_db(_tones(0)[None], SAMPLE_RATE)
+    quiet = pictures.mel_db(0.01 * _tones(0)[None], SAMPLE_RATE)
+    np.testing.assert_allclose(loud - quiet, 40.0, atol=2.0)
+    together = pictures.data_uris([loud, quiet])
+    assert together[0] != together[1] and together[0] == pictures.data_uris([loud])[0]
+
+
+@pytest.mark.parametrize("samples", [1, 100, 16_000, 20 * 16_000])
+def test_pictures_of_any_length(samples):
+    image = pictures.mel_db(np.full((2, samples), 0.1, np.float32), SAMPLE_RATE)
+    assert image.shape[0] == 80 and 1 <= image.shape[1] <= 900 and np.isfinite(image).all()
+    assert pictures.data_uris([image])[0].startswith("data:image/png")

@@ -1,0 +1,396 @@
+"""From a song to a stem: windows, the reverse process, what is promised of the output, and what is refused."""
+
+import types
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import subtractive_jax
+from configs import minimal, tiny
+from subtractive_jax import parts
+from subtractive_jax.diffusion import guidance, objective, schedule
+from subtractive_jax.errors import UserError
+from subtractive_jax.model import VOCODER_HALO_FRAMES, Model
+from subtractive_jax.sampling import gates, insert
+from subtractive_jax.sampling.windows import Windows
+from subtractive_jax.training import text_stage
+from subtractive_jax.weights import model_folder
+from tests import synthetic
+
+RATE = 16_000
+TEXTS = ["Add rock drums", "Add reggae beats", "Add jazzy drums", "a lively Latin flair with cymbal crashes"]
+
+
+def _config(**changes):
+    config = minimal.get_config()
+    with config.unlocked():
+        channels = config.autoencoder.latent_channels
+        config.latent_shift = (0.1,) * channels
+        config.latent_scale = (1.5,) * channels
+        config.context_scale = (0.5,) * channels
+        config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "noise"
+    tokenizer = text_stage.train_tokenizer(TEXTS, 256)
+    synthetic.write_model(path, _config(), parts.PARTS, tokenizer)
+    return model_folder.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(files):
+    return Model(files, "noise")
+
+
+def _variant(files, without=(), **changes):
+    params = {part: value for part, value in files.params.items() if part not in without}
+    return Model(model_folder.ModelFiles(_config(**changes), params, files.tokenizer), "variant")
+
+
+def _music(samples, channels=1, rate=RATE, seed=0):
+    """16-bit music: decaying tones twice a second."""
+    time = np.arange(samples) / rate
+    random = np.random.default_rng(seed)
+    notes = [np.exp(-6 * (time % 0.5)) * np.sin(2 * np.pi * f * time) for f in random.uniform(80, 2000, (channels, 3)).T[0]]
+    audio = 0.2 * np.stack(notes) + 0.01 * random.standard_normal((channels, samples))
+    return (np.round(audio * 2**15) / 2**15).astype(np.float32)
+
+
+def _clicks(times, seconds=8.0):
+    audio = np.zeros(int(seconds * RATE), np.float32)
+    for time in times:
+        start = int(time * RATE)
+        audio[start : start + 800] += 0.5 * np.exp(-np.arange(800) / 100) * np.sin(np.arange(800))
+    return audio[None]
+
+
+# Windows
+
+
+@hypothesis.given(total=st.integers(1, 5000), length=st.integers(2, 300))
+def test_every_item_is_covered_with_weights_that_sum_to_one(total, length):
+    windows = Windows.covering(total, length)
+    assert windows.total >= total
+    assert windows.count == 1 or Windows(length, windows.count - 1).total < total
+    blended = windows.blend(np.ones((windows.count, 3, length, 2), np.float32), axis=-2)
+    assert blended.shape == (3, windows.total, 2)
+    np.testing.assert_allclose(blended, 1.0, rtol=1e-5)
+    assert (windows.weights() > 0).all()
+
+
+@hypothesis.given(count=st.integers(1, 9), length=st.integers(2, 40), axis=st.sampled_from([-1, -2, -3]))
+def test_blending_windows_that_agree_gives_the_line_back(count, length, axis):
+    windows = Windows(length, count)
+    shape = [2, 3, 4]
+    shape[axis] = windows.total
+    line = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    split = windows.split(line, axis)
+    assert split.shape[0] == count and split.shape[axis] == length
+    np.testing.assert_allclose(windows.blend(split, axis), line, atol=1e-5)
+
+
+# The reverse process
+
+
+@pytest.mark.parametrize("prediction_type", objective.PREDICTION_TYPES)
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_denoiser_that_knows_the_song_arrives_at_it(prediction_type, strength):
+    config = _config()
+    with config.unlocked():
+        config.schedule.prediction_type = prediction_type
+    abar = schedule.alphas_cumprod(config.schedule)
+    windows = Windows(16, 5)
+    random = np.random.default_rng(0)
+    truth = random.standard_normal((8, windows.total, 8)).astype(np.float32)
+    calls = []
+
+    def denoise(x, *arguments):
+        context, t = (arguments[0], arguments[1]) if strength is None else (None, arguments[0])
+        if strength is None:
+            np.testing.assert_allclose(context, (1.0 - 0.1) * 0.5, rtol=1e-5)
+        calls.append(int(t))
+        eps = (x - np.sqrt(abar[t]) * windows.split(truth, -2)) / np.sqrt(1 - abar[t])
+        return np.asarray(objective.target(prediction_type, windows.split(truth, -2), eps, t, abar))
+
+    fake = types.SimpleNamespace(
+        config=config,
+        params=lambda part: None,
+        encode_text=lambda texts: (np.zeros((len(texts), 4, 8)), np.ones((len(texts), 4), bool)),
+        encode_audio=lambda audio: np.ones((len(audio), 8, 16, 16), np.float32),
+        denoise=denoise,
+        denoise_base=denoise,
+    )
+    sampler = insert._Sampler(fake, "Add drums", 0, 0, 10, 3.0, 1.5, strength, None)
+    latents = sampler.latents(np.zeros((5, 100), np.float32))
+    np.testing.assert_allclose(latents, windows.split(truth / 1.5 + 0.1, -2), atol=2e-3)
+    assert len(calls) == (10 if strength is None else 5) and calls == sorted(calls, reverse=True)
+
+
+def test_guided_prediction_is_the_formula_of_three_calls(files, model):
+    random = np.random.default_rng(0)
+    x, context = random.standard_normal((2, 3, 8, 16, 8)).astype(np.float32)
+    states, mask = model.encode_text(["", "Add reggae beats"])
+    network = parts.network("denoiser", files.config)
+
+    def call(context, text):
+        return network.apply(
+            files.params["denoiser"],
+            jnp.concatenate([x, context], axis=-1),
+            jnp.full(3, 700),
+            jnp.tile(states[text], (3, 1, 1)),
+            jnp.tile(mask[text], (3, 1)),
+            jnp.full(3, 2),
+        )
+
+    nothing = jnp.zeros_like(context)
+    expected = guidance.context_and_text(call(nothing, 0), call(context, 0), call(context, 1), 1.5, 4.0)
+    output = model.denoise(x, context, 700, states, mask, 2, 1.5, 4.0)
+    np.testing.assert_allclose(output, expected, atol=1e-4)
+
+
+# The song
+
+
+@pytest.mark.parametrize(
+    "samples, channels, rate",
+    [
+        (1, 1, RATE),
+        (777, 1, RATE),
+        (128 * 160, 1, RATE),  # exactly one window
+        (128 * 160 + 1, 1, RATE),
+        (50_001, 1, RATE),
+        (44_100 * 2 + 3, 2, 44_100),
+    ],
+)
+def test_the_input_is_in_the_mix_sample_by_sample(model, samples, channels, rate):
+    audio = _music(samples, channels, rate)
+    result = model.insert(audio, rate, "Add rock drums")
+    assert result.stem.shape == result.mix.shape == audio.shape
+    assert result.stem.dtype == result.mix.dtype == np.float32
+    assert np.isfinite(result.stem).all() and (samples < 160 or np.abs(result.stem).max() > 1e-4)
+    np.testing.assert_array_equal(result.mix - result.stem, audio)
+    assert result.info["figures"]["preservation"]["exact"] and not result.estimated
+
+
+def test_the_seed_decides(model):
+    audio = _music(40_000)
+    first, again, other = (model.insert(audio, RATE, "Add rock drums", seed=seed).stem for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_instruction_stem_and_guidance_reach_the_model(model):
+    audio = _music(40_000)
+    stem = model.insert(audio, RATE, "Add rock drums").stem
+    for changed in (
+        model.insert(audio, RATE, "Add reggae beats", text_guidance=9.0),
+        model.insert(audio, RATE, "Add rock drums", stem="bass"),
+        model.insert(audio, RATE, "Add rock drums", context_guidance=5.0),
+        model.insert(_music(40_000, seed=1), RATE, "Add rock drums"),
+        model.insert(audio, RATE, "Add rock drums", steps=3),
+    ):
+        assert np.abs(stem - changed.stem).max() > 1e-5
+
+
+def test_the_batch_of_windows_does_not_matter(files, model):
+    audio = _music(10 * RATE)
+    small = Model(files, windows_per_device=1)
+    expected, found = model.insert(audio, RATE, "Add jazzy drums"), small.insert(audio, RATE, "Add jazzy drums")
+    assert expected.info["windows"] > small._devices  # so that they were cut into batches differently
+    np.testing.assert_allclose(found.stem, expected.stem, atol=1e-4)
+
+
+def test_the_level_of_the_input_is_the_level_of_the_stem(model):
+    audio = _music(3 * RATE)
+    loud, quiet = (model.insert(audio * factor, RATE, "Add rock drums") for factor in (0.5, 0.05))
+    np.testing.assert_allclose(quiet.stem, 0.1 * loud.stem, atol=1e-3 * np.abs(loud.stem).max())
+    louder = model.insert(audio * 0.05, RATE, "Add rock drums", stem_gain_db=6.0)
+    np.testing.assert_allclose(louder.stem, 10**0.3 * quiet.stem, atol=1e-6)
+
+
+def test_the_stem_stays_between_start_and_end(model):
+    audio = _music(4 * RATE, channels=2)
+    result = model.insert(audio, RATE, "Add rock drums", start=1.0, end=2.5)
+    assert np.abs(result.stem[:, RATE : 5 * RATE // 2]).max() > 1e-4
+    assert not result.stem[:, :RATE].any() and not result.stem[:, 5 * RATE // 2 :].any()
+    np.testing.assert_array_equal(result.mix - result.stem, audio)
+
+
+def test_a_stem_that_would_clip_is_turned_down_but_not_away():
+    audio = np.array([[0.5, -0.9, 0.1]], np.float32)
+    lowered = insert._lowering_db(audio, np.array([[0.25, -0.15, 0.2]], np.float32))
+    np.testing.assert_allclose(0.9 + 0.15 * 10 ** (-lowered / 20), 1.0, rtol=1e-6)
+    assert insert._lowering_db(audio, np.array([[0.25, -0.05, 0.2]], np.float32)) == 0.0
+    assert insert._lowering_db(np.ones((1, 3), np.float32), np.ones((1, 3), np.float32)) == insert.MAX_LOWERING_DB
+
+
+def test_a_mix_target_writes_the_mix_and_estimates_the_stem(files):
+    result = _variant(files, target="mix").insert(_music(40_000, channels=2), RATE, "Add rock drums")
+    assert result.estimated and result.info["estimated"] and result.info["target"] == "mix"
+    assert result.mix.shape == result.stem.shape == (2, 40_000)
+    assert not result.info["figures"]["preservation"]["exact"]
+
+
+def test_sdedit_redraws_as_much_as_strength_says(model):
+    audio = _music(40_000)
+    done = []
+    results = [
+        model.insert(
+            audio,
+            RATE,
+            "Add rock drums",
+            method="sdedit",
+            strength=strength,
+            steps=8,
+            progress=lambda step, total: done.append((step, total)),
+        )
+        for strength in (0.25, 1.0)
+    ]
+    assert done == [(1, 2), (2, 2)] + [(step, 8) for step in range(1, 9)]
+    assert all(result.estimated and result.info["method"] == "sdedit" for result in results)
+    assert np.abs(results[0].mix - results[1].mix).max() > 1e-5
+
+
+# The codec
+
+
+def test_the_vocoder_hears_no_further_than_the_halo():
+    """The shipped architecture, the widest we have: what lies beyond the halo does not change a sample."""
+    config = tiny.get_config()
+    network = parts.network("vocoder", config)
+    apply = jax.jit(lambda key, mel: network.apply(network.init(key), mel))
+    mel = np.random.default_rng(0).standard_normal((1, 2 * VOCODER_HALO_FRAMES + 8, 64)).astype(np.float32)
+    changed = mel.copy()
+    changed[:, :1], changed[:, -1:] = 3.0, 3.0
+    expected, found = apply(jax.random.key(0), mel), apply(jax.random.key(0), changed)
+    inside = slice((VOCODER_HALO_FRAMES + 1) * 160, -(VOCODER_HALO_FRAMES + 1) * 160)
+    np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=1e-7)
+    assert np.abs(found - expected).max() > 1e-6
+
+
+def test_long_images_are_vocoded_without_seams(files, model):
+    image = np.random.default_rng(0).uniform(-1, 0, (64, 300, 1)).astype(np.float32)
+    padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES,) * 2, (0, 0)), constant_values=-1.0)
+    log_mel = model.mel.log_magnitude(padded[None]).swapaxes(1, 2)
+    whole = parts.network("vocoder", files.config).apply(files.params["vocoder"], log_mel)[0]
+    halo = VOCODER_HALO_FRAMES * 160
+    np.testing.assert_allclose(model.vocode(image), whole[halo:-halo], atol=1e-5)
+
+
+def test_windows_are_decoded_one_by_one(model):
+    latents = np.random.default_rng(0).standard_normal((3, 8, 16, 8)).astype(np.float32)
+    audio = model.decode(latents)
+    assert audio.shape == (3, model.mel.window_samples)
+    np.testing.assert_allclose(audio[1], model.vocode(model.decode_image(latents)[1]), atol=1e-5)
+    moments = model.encode_audio(audio)
+    assert moments.shape == (3, 8, 16, 16)
+    np.testing.assert_allclose(model.encode_audio(audio[1:2])[0], moments[1], atol=1e-4)
+
+
+def test_text_states_do_not_depend_on_the_batch(model):
+    states, mask = model.encode_text(TEXTS[:3])
+    alone, _ = model.encode_text([TEXTS[1]])
+    np.testing.assert_allclose(alone[0][mask[1]], states[1][mask[1]], atol=1e-5)
+    assert states.shape[:2] == mask.shape == (3, model.config.max_text_tokens)
+    assert model.encode_text([""])[1].sum() == 1
+
+
+# Measures
+
+
+def test_onsets_are_found_where_they_are():
+    times = np.array([0.5, 1.0, 1.25, 2.0, 3.7])
+    found = gates.onsets(gates.spectrogram(_clicks(times)[0], RATE))
+    assert len(found) == len(times)
+    np.testing.assert_allclose(found, times, atol=0.04)
+    assert len(gates.onsets(gates.spectrogram(np.zeros(RATE, np.float32), RATE))) == 0
+
+
+def test_onset_agreement_by_hand():
+    agreement = gates.onset_agreement(np.array([1.0, 1.05, 2.0, 4.0]), np.array([1.03, 2.06, 3.0]))
+    assert agreement == {"precision": 0.5, "recall": 2 / 3, "f1": 4 / 7}
+    assert gates.onset_agreement(np.zeros(0), np.array([1.0]))["f1"] == 0.0
+
+
+def test_figures_tell_a_stem_in_time_from_one_that_is_not():
+    beat = np.arange(0.5, 7.5, 0.5)
+    context = _clicks(beat)
+    in_time, late, silent = (_clicks(times) for times in (beat + 0.01, beat + 0.2, []))
+    figures = [gates.figures(context, stem, context + stem, RATE) for stem in (in_time, late, silent)]
+    assert figures[0]["onsets"]["f1"] > 0.95 and figures[1]["onsets"]["f1"] < 0.05
+    assert figures[0]["flags"] == [] and figures[2]["flags"] == ["silent_stem"]
+    assert gates.score(figures[0]) > gates.score(figures[1]) > gates.score(figures[2])
+    assert "over_full_scale" in gates.figures(context, 3 * context, 4 * context, RATE)["flags"]
+    np.testing.assert_allclose(gates.figures(context, 2 * context, 3 * context, RATE)["stem_level_db"], 6.02, atol=0.01)
+
+
+def test_signal_measures_by_hand():
+    reference = np.sin(np.arange(1000) / 5).astype(np.float32)
+    noise = np.cos(np.arange(1000) / 5 * 1.7).astype(np.float32)
+    expected = 10 * np.log10(np.sum(reference**2) / np.sum((0.1 * noise) ** 2))
+    np.testing.assert_allclose(gates.si_sdr(3 * (reference + 0.1 * noise), reference), expected, atol=0.2)
+    spectrum = np.full((4, 5), 0.5)
+    np.testing.assert_allclose(gates.log_spectral_distance(2 * spectrum, spectrum, spectrum > 0), 6.02, atol=0.01)
+    np.testing.assert_allclose(gates.level_db(reference), -3.0, atol=0.1)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(audio=np.zeros((1, 0), np.float32)), "empty"),
+        (dict(audio=np.array([[0.0, np.nan, 0.0]])), "NaN"),
+        (dict(audio=np.zeros((3, 2, 2))), r"must be \[channels, samples\]"),
+        (dict(audio=np.zeros((500, 2))), r"give \[channels, samples\]"),
+        (dict(sample_rate=0), "must be positive"),
+        (dict(stem="drum"), 'did you mean "drums"'),
+        (dict(method="sdedti"), 'did you mean "sdedit"'),
+        (dict(instruction="  "), "instruction is empty"),
+        (dict(instruction="Add drums " * 100), "tokens, at most 48"),
+        (dict(strength=0.5), "sdedit"),
+        (dict(method="sdedit", strength=0.0), "strength 0.0"),
+        (dict(method="sdedit", stem_gain_db=1.0), "writes the full mix"),
+        (dict(steps=0), "0 sampling steps"),
+        (dict(text_guidance=float("nan")), "finite"),
+        (dict(seed=-1), "seed -1"),
+        (dict(start=9.0), "within the song's 1.00 seconds"),
+        (dict(start=0.5, end=0.2), "start < end"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(model, changes, message):
+    arguments = dict(audio=_music(RATE), sample_rate=RATE, instruction="Add rock drums") | changes
+    with pytest.raises(UserError, match=message) as error:
+        model.insert(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method, missing", [("sdedit", "base_denoiser"), ("insert", "denoiser"), ("insert", "vocoder")])
+def test_a_model_without_a_part_is_refused(files, method, missing):
+    with pytest.raises(UserError, match=f"has no {missing}"):
+        _variant(files, without=(missing,)).insert(_music(RATE), RATE, "Add rock drums", method=method)
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        subtractive_jax.load("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="config.json"):
+        subtractive_jax.load(tmp_path / "empty")
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(_config().to_json())
+    (run / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="checkpoint"):
+        subtractive_jax.load(run)
