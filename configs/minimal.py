@@ -1,6 +1,6 @@
 """`minimal`: `tiny` with every part as small as it gets. For tests and for trying the commands; it makes noise, not music.
 
-  python -m launch.train --config=configs/minimal.py:autoencoder --data_dir=DIR --workdir=RUN      (under a minute)
+python -m launch.train --config=configs/minimal.py:autoencoder --data_dir=DIR --workdir=RUN      (under a minute)
 """
 
 import ml_collections
@@ -28,6 +28,8 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.denoiser.update(
             dict(block_out_channels=(16, 16, 32), cross_attention_dim=32, norm_num_groups=8, attention_head_dim=2)
         )
-        config.train.update(dict(steps=20, batch_size=8, warmup_steps=2, log_every=1, eval_every=10, checkpoint_every=5))
+        config.train.update(
+            dict(steps=20, batch_size=8, warmup_steps=2, log_every=1, eval_every=10, checkpoint_every=5)
+        )
         config.sampling.steps = 4
     return config

@@ -55,7 +55,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             songs_per_shard=16,
         )
     )
-    config.max_text_tokens = 48
+    config.max_text_tokens = 32
     config.null_text = "empty"  # empty: states of the empty string; zeros: all-zero states
 
     config.text_encoder = ConfigDict(  # transformers' T5Config names

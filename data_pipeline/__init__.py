@@ -1,4 +1,4 @@
-"""Offline preprocessing: songs to the datasets `windows` and `latents`, with Beam. The only room that imports TensorFlow."""
+"""Offline preprocessing: songs to the datasets `windows` and `latents`, with Beam and TensorFlow Datasets."""
 
 import os
 

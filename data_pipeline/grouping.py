@@ -16,26 +16,10 @@ _PROGRAMS = (  # General MIDI programs, counted from 0: (first, last, stem); all
     (105, 105, "guitar"),  # banjo
     (115, 119, "drums"),  # woodblock, taiko, toms, synth drum, reverse cymbal
 )
-_FAMILIES = tuple(
-    [
-        "piano",
-        "mallets",
-        "organ",
-        "guitar",
-        "bass",
-        "strings",
-        "ensemble",
-        "brass",
-        "reeds",
-        "flute",
-        "synth lead",
-        "synth pad",
-        "synth effects",
-        "folk instruments",
-        "percussion",
-        "sound effects",
-    ]
-)  # General MIDI's sixteen families of eight programs
+_FAMILIES = (  # General MIDI's sixteen families of eight programs
+    *("piano", "mallets", "organ", "guitar", "bass", "strings", "ensemble", "brass", "reeds", "flute"),
+    *("synth lead", "synth pad", "synth effects", "folk instruments", "percussion", "sound effects"),
+)
 _PIECES = {  # General MIDI percussion keys
     **dict.fromkeys((35, 36), "kick"),
     **dict.fromkeys((38, 40), "snare"),
@@ -126,7 +110,7 @@ def _split(channel: int, events: list[tuple[int, mido.Message]]) -> list[Part]:
 
 
 def render_groups(stem_parts: list[Part]) -> list[list[Part]]:
-    """Packs parts into groups that fit a synthesiser: one percussion part and fifteen others, each on its own channel."""
+    """Packs parts into groups that fit a synthesiser: one percussion part and fifteen others, a channel each."""
     percussion = [part for part in stem_parts if part.percussion]
     melodic = [part for part in stem_parts if not part.percussion]
     groups = []

@@ -12,8 +12,7 @@ from launch import program
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the datasets.")
-flags.mark_flag_as_required("data_dir")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the datasets.", required=True)
 
 
 def _table(title: str, counts: Counter[str]) -> list[str]:

@@ -264,7 +264,7 @@ def _in_words(names: Sequence[str]) -> str:
 
 def _players(tags: Tags) -> list[str]:
     """What is heard, stem by stem; keys and other by their instruments."""
-    players = []
+    players: list[str] = []
     for stem, described in tags.get("stems", {}).items():
         own = _named(_INSTRUMENTS, described.get("instruments", ())) if stem in ("keys", "other") else [stem]
         players += own[:2] or [stem]

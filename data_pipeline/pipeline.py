@@ -1,4 +1,4 @@
-"""From songs to `windows`, from `windows` to `latents`: the two Beam pipelines, and what they leave beside the shards."""
+"""From songs to `windows` and from `windows` to `latents`: two Beam pipelines, and what stands beside the shards."""
 
 import collections
 import contextlib

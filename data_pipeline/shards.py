@@ -12,6 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import tensorflow_datasets as tfds
 
 from data_pipeline import dataset, instructions, render, sources, windows
 from data_pipeline.encode import Encoders
@@ -47,6 +48,8 @@ def plan(songs: list[sources.Song], splits: list[str], songs_per_shard: int) -> 
 
 class _WriteShards(beam.DoFn):
     """Writes each shard and yields, as JSON, what is to be known about it."""
+
+    features: tfds.features.FeaturesDict  # made in setup(), on the worker
 
     def __init__(self, name: str, folder: Path):
         self._name, self._folder = name, folder

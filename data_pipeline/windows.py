@@ -51,7 +51,7 @@ def triples(
     Raises:
       UserError: the song is shorter than one window.
     """
-    mix = sum(stem.astype(np.int32) for stem in stems.values()).astype(np.int16)
+    mix = np.stack(list(stems.values())).sum(axis=0, dtype=np.int32).astype(np.int16)
     if len(mix) < window_samples:
         raise UserError(f"shorter than one window ({len(mix) / sample_rate:.2f} s)")
     contexts = {name: mix - stems[name] for name in wanted if name in stems}

@@ -137,7 +137,9 @@ def write(path: Path, rows: Iterator[dict[str, Any]], about: dict[str, str]) -> 
     try:
         with pq.ParquetWriter(temporary, columns) as writer:
             while block:
-                flat = [{**item, "latent": item["latent"].ravel(), "embedding": item["embedding"].ravel()} for item in block]
+                flat = [
+                    {**item, "latent": item["latent"].ravel(), "embedding": item["embedding"].ravel()} for item in block
+                ]
                 writer.write_table(pa.Table.from_pylist(flat, schema=columns))
                 count += len(block)
                 block = [item for item, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]

@@ -17,7 +17,13 @@ def _fail(message: str) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # what ml_collections raises for a bad config
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:  # what ml_collections raises for a bad config
         _fail(str(error.args[0] if error.args else error))
         raise
 

@@ -188,7 +188,9 @@ def read_song(job: Job) -> tuple[np.ndarray, np.ndarray | None, int]:
         raise UserError(f"{path}: the stems have different sample rates ({', '.join(map(str, sorted(rates)))} Hz)")
     channels = {len(audio) for audio, _ in stems.values()}
     if len(channels - {1}) > 1:
-        raise UserError(f"{path}: the stems have different numbers of channels ({', '.join(map(str, sorted(channels)))})")
+        raise UserError(
+            f"{path}: the stems have different numbers of channels ({', '.join(map(str, sorted(channels)))})"
+        )
     shape = max(channels), max(audio.shape[1] for audio, _ in stems.values())
     context, removed = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for name, (audio, _) in stems.items():
@@ -216,9 +218,7 @@ def sample(model: "Model", job: Job, folder: Path) -> tuple[dict[str, Any], page
                 bar.update(done - bar.n)
 
             candidates.append(
-                model.insert(
-                    context, sample_rate, job.instruction, job.stem, seed, progress=progress, **options
-                )
+                model.insert(context, sample_rate, job.instruction, job.stem, seed, progress=progress, **options)
             )
     candidates.sort(key=lambda candidate: gates.score(candidate.info["figures"]), reverse=True)
     folder.mkdir(parents=True, exist_ok=True)

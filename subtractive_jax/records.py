@@ -36,7 +36,7 @@ _ABOUT = {
     "song_id": Feature("text"),
     "group_id": Feature("text"),  # what splits never straddle: album, piece, groove family
     "start_seconds": Feature("scalar", np.float32),
-    "gain": Feature("scalar", np.float32),  # already applied to the audio
+    "gain": Feature("scalar", np.float32),  # to the level that models are trained at; the audio is not multiplied by it
     "tags": Feature("text"),  # JSON
     "caption": Feature("text"),
     "instructions": Feature("texts"),

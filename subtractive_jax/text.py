@@ -23,8 +23,6 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tup
     for row, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
         tokens = [*encoding.ids, END_ID]
         if len(tokens) > max_tokens:
-            raise UserError(
-                f'text of {len(tokens)} tokens, at most {max_tokens} are understood: "{texts[row][:60]}..."'
-            )
+            raise UserError(f'text of {len(tokens)} tokens, at most {max_tokens} are read: "{texts[row][:60]}..."')
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
     return ids, mask

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import soundfile
 
 from subtractive_jax import fingerprint, parts, records
+from subtractive_jax.models.network import Params
 from subtractive_jax.weights import model_folder
 from tokenizers import Tokenizer
 
@@ -153,8 +155,21 @@ def write_latents(
     _write(data_dir, "latents", dict(train=train, validation=validation), make, metadata, shapes)
 
 
+def random_params(shapes: Any, seed: int = 0) -> Any:
+    """Parameters of the given shapes with activations of a sensible size; JAX's own initialisers compile for long."""
+    generator = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key == "scale":
+            return np.ones(shape.shape, np.float32)
+        fan_in = max(np.prod(shape.shape[:-1]), 1)
+        return (generator.standard_normal(shape.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
 def write_model(path: Path, config: ml_collections.ConfigDict, names: tuple[str, ...], tokenizer: Tokenizer) -> Path:
     """A model folder of untrained parts."""
-    params = {part: jax.jit(parts.network(part, config).init)(jax.random.key(0)) for part in names}
+    params = {part: random_params(parts.network(part, config).shapes()) for part in names}
     model_folder.save(path, model_folder.ModelFiles(config, params, tokenizer), dtype="float32", card="Noise.\n")
     return path

@@ -87,9 +87,7 @@ def test_reading_the_target_gives_back_data_and_noise(prediction_type):
     x, noise = random.standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
     t = np.array([3, 500, 900])
     x_t = schedule.add_noise(x, noise, t, abar)
-    x0, eps = objective.to_x0_eps(
-        prediction_type, objective.target(prediction_type, x, noise, t, abar), x_t, t, abar
-    )
+    x0, eps = objective.to_x0_eps(prediction_type, objective.target(prediction_type, x, noise, t, abar), x_t, t, abar)
     np.testing.assert_allclose(x0, x, atol=1e-4)
     np.testing.assert_allclose(eps, noise, atol=1e-4)
 

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import librosa
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from subtractive_jax import parts
 from subtractive_jax.errors import UserError
 from subtractive_jax.evaluation import distances, embedders, paper_table, table
 from subtractive_jax.evaluation.embedders import Embedding
+from subtractive_jax.model import Model
 from subtractive_jax.representation.audio import write_audio
 from subtractive_jax.training import text_stage
+from subtractive_jax.weights import model_folder
 from tests import synthetic
 
 
@@ -247,28 +250,28 @@ def evaluate(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_paper_table_of_a_model(tmp_path):
+def test_paper_table_of_a_model(tmp_path, rng):
     config = minimal.get_config()
     channels = config.autoencoder.latent_channels
     config.update(dict(latent_shift=(0.0,) * channels, latent_scale=(1.0,) * channels, context_scale=(1.0,) * channels))
     synthetic.write_windows(tmp_path, config, train=6)
+
+    def noise(leaf):
+        return rng.normal(scale=0.05, size=leaf.shape).astype(np.float32)
+
+    names = ("text_encoder", "autoencoder", "vocoder", "denoiser")
+    params = {part: jax.tree.map(noise, parts.network(part, config).shapes()) for part in names}
     tokenizer = text_stage.make_tokenizer(config, str(tmp_path))
-    synthetic.write_model(tmp_path / "model", config, parts.PARTS, tokenizer)
-    output = tmp_path / "out"
-    done = evaluate(
-        "--paper_table",
-        f"--model={tmp_path / 'model'}",
-        f"--data_dir={tmp_path}",
-        "--split=train",
-        "--steps=2",
-        "--num_windows=3",
-        f"--output={output}",
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((output / "table.json").read_text())["rows"]
-    missing = [row["name"] for row in rows if row["note"]]
-    assert missing == ["ours (mix target)"] and rows[5]["count"] == 0
-    assert all(np.isfinite(row[metric]["value"]) for row in rows if not row["note"] for metric in ("fd", "fad"))
+    model = Model(model_folder.ModelFiles(config, params, tokenizer))
+    windows = paper_table.read_windows(tmp_path, "train", "drums", num_windows=2)
+    assert [window.stem_name for window in windows] == ["drums", "drums"]
+    np.testing.assert_allclose(windows[0].mix, windows[0].context + windows[0].stem, atol=1e-4)
+
+    measured = paper_table.measure(MeanEmbedder(), [model], windows, steps=1, replicates=2)
+    assert [row.name for row in measured if row.note] == ["SDEdit, base model", "ours (mix target)"]
+    assert all(np.isfinite(row.figures[metric].value) for row in measured if not row.note for metric in ("fd", "fad"))
+    with pytest.raises(UserError, match="0 windows without vocals"):
+        paper_table.read_windows(tmp_path, "train", "vocals", num_windows=2)
 
 
 @pytest.fixture

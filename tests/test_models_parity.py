@@ -246,7 +246,9 @@ def test_bfloat16_compute_stays_close_to_float32(part):
             network, inputs, method = autoencoder.kl(config, dtype), (x.swapaxes(2, 3),), "encode"
         else:
             config = ConfigDict(
-                dict(UNETS["heads_per_block_linear_projection"], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5)
+                dict(
+                    UNETS["heads_per_block_linear_projection"], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5
+                )
             )
             network, method = unet.denoiser(config, 10, 3, num_stems=2, dtype=dtype), "__call__"
             text, mask = jnp.ones((2, 5, 24)), jnp.ones((2, 5), bool)

@@ -69,9 +69,10 @@ def test_named_parameters_and_their_moments_share_a_spec():
         holders = [path for path in arrays if path.endswith(f"denoiser/{name}")]
         assert len(holders) == 4, holders  # params, ema, first and second moment
         for path in holders:
-            assert arrays[path].sharding.is_equivalent_to(
-                jax.sharding.NamedSharding(mesh, spec), arrays[path].ndim
-            ), (path, arrays[path].sharding)
+            assert arrays[path].sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), arrays[path].ndim), (
+                path,
+                arrays[path].sharding,
+            )
     kernel = arrays["params/denoiser/up_blocks/0/resnets/0/conv1/kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, 3, kernel.shape[2] // 2, kernel.shape[3])
 

@@ -26,7 +26,7 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
         raise UserError(f"a Fréchet distance needs two samples a side, got {len(x)} and {len(y)}: give more audio")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     difference = x.mean(axis=0) - y.mean(axis=0)
-    a, b = (np.linalg.qr((z - z.mean(axis=0)) / np.sqrt(len(z) - 1), mode="r") for z in (x, y))
+    a, b = (np.linalg.qr((z - z.mean(axis=0)) / np.sqrt(len(z) - 1)).R for z in (x, y))
     trace_of_root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     return float(difference @ difference + np.sum(a**2) + np.sum(b**2) - 2 * trace_of_root)
 

@@ -26,7 +26,7 @@ from subtractive_jax.sampling.gates import onset_agreement, onsets, spectrogram
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """One example of the `windows` dataset: mono `[samples]` float32, mix = context + stem."""
+    """One example of the `windows` dataset at the training level: mono `[samples]` float32, mix = context + stem."""
 
     mix: np.ndarray
     context: np.ndarray
@@ -65,7 +65,7 @@ def read_windows(data_dir: str | Path, split: str, stem: str, num_windows: int) 
     windows = []
     for index in chosen:
         example = examples[found[index]]
-        audio = {key: to_mono(read_audio(example[key])[0]) for key in ("mix", "context", "stem")}
+        audio = {key: example["gain"] * to_mono(read_audio(example[key])[0]) for key in ("mix", "context", "stem")}
         windows.append(
             Window(
                 **audio,

@@ -275,6 +275,8 @@ def widen_input(params: Params, in_channels: int) -> Params:
     kernel = params["conv_in"]["kernel"]
     missing = in_channels - kernel.shape[2]
     if missing < 0:
-        raise UserError(f"denoiser: conv_in has {kernel.shape[2]} input channels, more than the {in_channels} asked for")
+        raise UserError(
+            f"denoiser: conv_in has {kernel.shape[2]} input channels, more than the {in_channels} asked for"
+        )
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
     return {**params, "conv_in": {**params["conv_in"], "kernel": kernel}}

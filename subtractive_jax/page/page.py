@@ -83,9 +83,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _card(folder: Path, index: int, row: Row) -> str:
     images = pictures.data_uris([pictures.mel_db(*read_audio(folder / file)) for _, file in row.players])
-    players = "".join(
-        _player(label, file, image) for (label, file), image in zip(row.players, images, strict=True)
-    )
+    players = "".join(_player(label, file, image) for (label, file), image in zip(row.players, images, strict=True))
     facts = "".join(
         f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
         for name, value in (*row.figures.items(), *row.settings.items())

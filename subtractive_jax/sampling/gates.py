@@ -96,7 +96,8 @@ def figures(context: np.ndarray, stem: np.ndarray, mix: np.ndarray, sample_rate:
       `flags`: `silent_stem`, `over_full_scale`.
     """
     spectra = {
-        name: spectrogram(to_mono(audio), sample_rate) for name, audio in (("context", context), ("stem", stem), ("mix", mix))
+        name: spectrogram(to_mono(audio), sample_rate)
+        for name, audio in (("context", context), ("stem", stem), ("mix", mix))
     }
     times = {name: onsets(spectra[name]) for name in ("context", "stem")}
     stem_level = level_db(stem) - level_db(context)

@@ -259,7 +259,9 @@ def _range(start: float, end: float | None, samples: int, sample_rate: int) -> t
     """Seconds to (first, last) samples."""
     length = samples / sample_rate
     if not 0.0 <= start < (length if end is None else min(end, length)):
-        raise UserError(f"start {start} and end {end}: 0 <= start < end must hold within the song's {length:.2f} seconds")
+        raise UserError(
+            f"start {start} and end {end}: 0 <= start < end must hold within the song's {length:.2f} seconds"
+        )
     first, last = round(start * sample_rate), samples if end is None else min(samples, round(end * sample_rate))
     if first >= last:
         raise UserError(f"start {start} and end {end}: not one sample lies between them")

@@ -23,7 +23,7 @@ _DECODERS = 4  # threads; libsndfile releases the interpreter lock
 
 
 class AudioSource:
-    """Crops of the windows' audio at the representation's rate."""
+    """Crops of the windows' audio at the representation's rate and the level models are trained at."""
 
     def __init__(self, split: records.Split, sample_rate: int, crop_samples: int) -> None:
         self.fingerprint = split.fingerprint
@@ -35,7 +35,8 @@ class AudioSource:
 
     def _crop(self, example: int, draw: np.random.Generator) -> np.ndarray:
         signal = _SIGNALS[draw.integers(len(_SIGNALS))]
-        audio, sample_rate = read_audio(self._split[example][signal])
+        window = self._split[example]
+        audio, sample_rate = read_audio(window[signal])
         room = audio.shape[1] - self._crop_samples
         if sample_rate != self._sample_rate or room < 0:
             raise UserError(
@@ -43,7 +44,7 @@ class AudioSource:
                 f"samples at {self._sample_rate} Hz; build the dataset with this config's representation"
             )
         start = draw.integers(room + 1)
-        return audio[0, start : start + self._crop_samples]
+        return window["gain"] * audio[0, start : start + self._crop_samples]
 
     def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         """`audio` [B, crop_samples] float32."""
@@ -87,6 +88,6 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
         audio = network.apply(params[part], log_mel)
         return losses.spectral(mel, audio, batch["audio"])
 
-    splits = (records.Split(data_dir, "windows", split, _SIGNALS) for split in ("train", "validation"))
+    splits = (records.Split(data_dir, "windows", split, (*_SIGNALS, "gain")) for split in ("train", "validation"))
     sources = (AudioSource(split, mel.sample_rate, mel.samples(config.crop_frames)) for split in splits)
     return Stage(part, init_params, {"autoencoder": autoencoder_loss, "vocoder": vocoder_loss}[part], *sources)

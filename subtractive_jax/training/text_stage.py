@@ -6,6 +6,7 @@ window's tags. The tokenizer is trained first, from the same texts.
 
 import collections
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,20 +31,34 @@ _KEYS = ("instructions", "caption", "tags", "stem_name")
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A lower-casing Unigram tokenizer (Kudo 2018) that ends every text with `END`.
 
-    Every printable ASCII character is a token, so that no English text holds unknowns.
+    Frequent words are one token each, other words are made of pieces. Every printable ASCII character is a token, so
+    that no English text holds unknowns.
     """
+    texts = sorted(set(texts))
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size // 2,
         special_tokens=[PAD, END, UNKNOWN],
         unk_token=UNKNOWN,
         initial_alphabet=[character for character in map(chr, range(33, 127)) if not character.isupper()],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = {piece: score for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]}
+
+    # The trainer seeds its pieces with what several distinct words share, so whole words are added here.
+    counts = collections.Counter(
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    )
+    total = counts.total()
+    for word, count in counts.most_common(vocab_size - len(pieces)):
+        pieces[word] = max(pieces.get(word, -math.inf), math.log(count / total))
+    tokenizer.model = models.Unigram(list(pieces.items()), unk_id=list(pieces).index(UNKNOWN))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )

@@ -62,9 +62,7 @@ class Generator(nnx.Module):
         for rate, size in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
             self.ups.append(ConvTranspose1d(width, width // 2, size, rate, dtype=dtype, rngs=rngs))
             width //= 2
-            for kernel, dilations in zip(
-                config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
-            ):
+            for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
                 self.resblocks.append(_RESBLOCKS[config.resblock](width, kernel, tuple(dilations), dtype, rngs))
         self.conv_post = Conv(width, 1, (7,), dtype=dtype, rngs=rngs)
         self.blocks_per_rate = len(config.resblock_kernel_sizes)

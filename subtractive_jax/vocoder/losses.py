@@ -41,9 +41,7 @@ def multi_resolution_stft(audio: jax.Array, target: jax.Array) -> tuple[jax.Arra
     return sum(convergence) / len(RESOLUTIONS), sum(log_l1) / len(RESOLUTIONS)
 
 
-def spectral(
-    mel: Mel, audio: jax.Array, target: jax.Array
-) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+def spectral(mel: Mel, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
     """The generator's spectral loss [B] and its terms with unit weights, name -> ([B], [B]).
 
     Args:

@@ -1,9 +1,9 @@
 """Model folders: what is exported, shipped and inherited from one training stage to the next.
 
-  config.json             the resolved config, and the format's number
-  <part>.safetensors      one file a part (`parts.PARTS`), PyTorch names and layout
-  tokenizer/tokenizer.json
-  MODEL_CARD.md
+config.json             the resolved config, and the format's number
+<part>.safetensors      one file a part (`parts.PARTS`), PyTorch names and layout
+tokenizer/tokenizer.json
+MODEL_CARD.md
 """
 
 import dataclasses
