@@ -3,9 +3,9 @@
   python -m launch.export_latents --model=tiny --data_dir=DIR --output=latents.parquet [--signal=mix|context|stem]
   python -m launch.export_latents --model=tiny --input=song.wav,other.wav --output=latents.parquet
 
-Columns: song_id, split, start_seconds, stem (the missing one), tags (JSON), instruction (the window's first), latent (mean
-of the posterior, unscaled, flattened) and embedding (its mean over time). The schema's metadata holds `latent_shape`
-[F, T, C] and `embedding_shape` [F, C], in the order of `numpy.reshape`.
+Columns: song_id, split, start_seconds, stem (the missing one), tags (JSON), instruction (the window's first), latent
+(mean of the posterior, unscaled, flattened) and embedding (its mean over time). The schema's metadata holds
+`latent_shape` [F, T, C] and `embedding_shape` [F, C], in the order of `numpy.reshape`.
 """
 
 import json
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,7 +105,7 @@ def from_audio(model: "Model", paths: list[str]) -> Iterator[dict[str, Any]]:
 
 def row(moments: np.ndarray, **about: Any) -> dict[str, Any]:
     """A table row of posterior moments [F, T, 2C]; `latent` [F, T, C] and `embedding` [F, C] float32."""
-    latent = np.asarray(mode(moments.astype(np.float32)))
+    latent = np.asarray(mode(jnp.asarray(moments, jnp.float32)))
     return {**about, "latent": latent, "embedding": latent.mean(axis=1)}
 
 

@@ -3,29 +3,27 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, logging
 
 from subtractive_jax.errors import UserError
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+# What ml_collections raises for a config that cannot be loaded, or a field that is not there.
+_CONFIG_ERRORS = (AttributeError, KeyError, OSError, TypeError, ValueError)
+
+
+def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:  # what ml_collections raises for a bad config
+    except _CONFIG_ERRORS as error:
         _fail(str(error.args[0] if error.args else error))
-        raise
 
 
 def run(main: Callable[[], None]) -> None:
@@ -42,6 +40,3 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)
-
-
-FLAGS = flags.FLAGS

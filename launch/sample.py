@@ -9,8 +9,8 @@
 
 OUT holds stem and mix of the best candidate, result.json, the other candidates in candidates/SEED/ and index.html, the
 listening page. A line of JOBS.jsonl is {"id": ..., "input": ..., "instruction": ...} plus any other flag by name; flags
-given on the command line hold for all lines. Each job's files go to OUT/ID/; one page and summary.jsonl cover all. A job
-that fails is reported there, and the others go on.
+given on the command line hold for all lines. Each job's files go to OUT/ID/; one page and summary.jsonl cover all.
+A job that fails is reported there, and the others go on.
 
 Compiled programs are kept in the user's cache folder ($JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/subtractive_jax
 or ~/.cache/subtractive_jax), so that the next start is quick; the folder can be deleted at any time.
@@ -308,7 +308,7 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
 
 def keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, unless the environment already says where it is."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "subtractive_jax"))
 
@@ -328,7 +328,7 @@ def main() -> None:
             page.write(folder, f"{len(rows)} jobs with {_MODEL.value}", rows)
         else:
             job = job_from({"id": Path(values["input"]).resolve().stem, **values})
-            result, row = sample(model, job, folder)
+            _, row = sample(model, job, folder)
             page.write(folder, f"New {job.stem} for {job.id}", [row])
     print(output / "index.html")
     if _JOBS.value and failures:

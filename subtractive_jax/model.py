@@ -77,7 +77,7 @@ class Model:
         return np.array(self._text_states(self.params("text_encoder"), *padded))[: len(ids)], mask
 
     def encode_image(self, audio: np.ndarray) -> np.ndarray:
-        """Windows of mono audio [windows, window_samples] at the model's rate to mel images [windows, n_mels, frames, 1]."""
+        """Windows [windows, window_samples] at the model's rate to mel images [windows, n_mels, frames, 1]."""
         return self._in_batches(self._images, None, audio)
 
     def encode_audio(self, audio: np.ndarray) -> np.ndarray:
@@ -211,7 +211,8 @@ class Model:
                 jnp.tile(text_mask[jnp.array([0, 0, 1])], (windows, 1)),
                 jnp.broadcast_to(stem, 3 * windows),
             ).reshape(windows, 3, *x.shape[1:])
-            return guidance.context_and_text(*jnp.moveaxis(outputs, 1, 0), context_guidance, text_guidance)
+            null, music, both = (outputs[:, branch] for branch in range(3))
+            return guidance.context_and_text(null, music, both, context_guidance, text_guidance)
 
         return self._jit(denoised, batched=2, shared=6)
 
@@ -235,7 +236,7 @@ class Model:
                 jnp.tile(text_states, (windows, 1, 1)),
                 jnp.tile(text_mask, (windows, 1)),
             ).reshape(windows, 2, *x.shape[1:])
-            return guidance.text(*jnp.moveaxis(outputs, 1, 0), text_guidance)
+            return guidance.text(outputs[:, 0], outputs[:, 1], text_guidance)
 
         return self._jit(denoised, batched=1, shared=4)
 

@@ -28,8 +28,6 @@ PLAYERS = ("Original", "Without the stem", "With the new stem", "New stem alone"
 class Elements(html.parser.HTMLParser):
     """The start tags of a page with their attributes, and which elements are open."""
 
-    VOID = {"meta", "link", "img", "input"}
-
     def __init__(self, text):
         super().__init__()
         self.tags, self.open, self.text = [], [], ""
@@ -38,7 +36,7 @@ class Elements(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
+        if tag not in ("meta", "link", "img", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -29,14 +29,10 @@ _PARENT_PARTS = ("text_encoder", "autoencoder", "vocoder", "base_denoiser")
 
 
 def _small_config(stage="subtractive"):
-    """`minimal` with a UNet of two blocks, which compiles faster."""
+    """`minimal` with a UNet of one block, which compiles faster."""
     config = minimal.get_config(stage)
     config.denoiser.update(
-        dict(
-            block_out_channels=(16, 32),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )
+        dict(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     )
     return config
 
@@ -188,15 +184,13 @@ def test_metrics_go_on_after_the_restored_step(tmp_path):
 
 @pytest.mark.parametrize("stage", ["text_encoder", "autoencoder", "vocoder", "base"])
 def test_every_stage_learns_and_can_be_loaded(world, tmp_path, stage):
-    config = world.config(stage, steps=6, learning_rate=3e-3, warmup_steps=1)
+    config = world.config(stage, steps=12, learning_rate=1e-3, warmup_steps=1, eval_every=1)
     if stage == "vocoder":
         config.crop_frames = 32
     state = loop.train(config, world.data_dir, tmp_path / "run")
     lines = _lines(tmp_path / "run")
-    assert int(state["step"]) == 6 and all(math.isfinite(line["loss"]) for line in lines)
-    assert math.isfinite(lines[-1]["validation/loss"])
-    if stage != "base":  # where six steps are enough to see it
-        assert np.mean([line["loss"] for line in lines[-2:]]) < lines[0]["loss"]
+    assert int(state["step"]) == 12 and all(math.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
     part = stages.PART_OF_STAGE[stage]
     files = model_folder.load(tmp_path / "run")
     assert part in files.params and files.tokenizer is not None

@@ -1,14 +1,12 @@
-"""What the denoiser predicts, and how its output is read: epsilon (Ho et al. 2020) or v (Salimans & Ho 2022, eq. 11)."""
+"""What the denoiser predicts, and how it is read: epsilon (Ho et al. 2020) or v (Salimans & Ho 2022, appendix D)."""
 
-import jax
-
-from subtractive_jax.diffusion.schedule import signal_and_noise_rate
+from subtractive_jax.diffusion.schedule import Array, signal_and_noise_rate
 from subtractive_jax.errors import unknown_name
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-def target(prediction_type: str, x: jax.Array, noise: jax.Array, t: jax.Array, abar: jax.Array) -> jax.Array:
+def target(prediction_type: str, x: Array, noise: Array, t: Array, abar: Array) -> Array:
     """The regression target for clean data `x` [B, ...], `noise` of the same shape and timesteps `t` [B].
 
     Raises:
@@ -22,9 +20,7 @@ def target(prediction_type: str, x: jax.Array, noise: jax.Array, t: jax.Array, a
     raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
-def to_x0_eps(
-    prediction_type: str, output: jax.Array, x_t: jax.Array, t: jax.Array, abar: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def to_x0_eps(prediction_type: str, output: Array, x_t: Array, t: Array, abar: Array) -> tuple[Array, Array]:
     """The clean data and the noise which the denoiser's `output` at `x_t` [B, ...] and `t` ([B] or scalar) stands for.
 
     Raises:

@@ -8,6 +8,7 @@ import numpy as np
 
 from subtractive_jax.errors import unknown_name
 
+Array = jax.Array | np.ndarray
 BETA_SCHEDULES = ("linear", "scaled_linear")
 
 
@@ -30,14 +31,14 @@ def alphas_cumprod(schedule: Any) -> np.ndarray:
     return np.cumprod(1.0 - betas).astype(np.float32)
 
 
-def signal_and_noise_rate(abar: jax.Array, t: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+def signal_and_noise_rate(abar: Array, t: Array, like: Array) -> tuple[jax.Array, jax.Array]:
     """sqrt(abar[t]) and sqrt(1 - abar[t]), with the axes of `t` (none, or the batch) broadcast against `like`."""
     t = jnp.asarray(t)
     share = jnp.asarray(abar)[t].reshape(t.shape + (1,) * (like.ndim - t.ndim))
     return jnp.sqrt(share), jnp.sqrt(1.0 - share)
 
 
-def add_noise(x: jax.Array, noise: jax.Array, t: jax.Array, abar: jax.Array) -> jax.Array:
+def add_noise(x: Array, noise: Array, t: Array, abar: Array) -> jax.Array:
     """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise, for `x` [B, ...] and timesteps `t` [B] or scalar."""
     signal, noise_rate = signal_and_noise_rate(abar, t, x)
     return signal * x + noise_rate * noise

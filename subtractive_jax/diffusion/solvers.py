@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtractive_jax.diffusion.schedule import alphas_cumprod
+from subtractive_jax.diffusion.schedule import Array, alphas_cumprod
 from subtractive_jax.errors import UserError, unknown_name
 
 SPACINGS = ("leading", "trailing")
@@ -25,8 +25,9 @@ def ddim_ladder(schedule: Any, steps: int) -> Ladder:
     """Where `steps` DDIM steps stand and go.
 
     "leading" is what Stable Diffusion was sampled with; "trailing" starts at the last timestep, which v-prediction
-    wants (Lin et al. 2024, "Common Diffusion Noise Schedules"). A step goes exactly where the next one begins; diffusers
-    goes to `t - num_train_timesteps // steps`, another place for "trailing" when `steps` does not divide the timesteps.
+    wants (Lin et al. 2024, "Common Diffusion Noise Schedules"). A step goes exactly where the next one begins;
+    diffusers goes to `t - num_train_timesteps // steps`, which for "trailing" is another place when `steps` does not
+    divide the timesteps.
 
     Args:
       schedule: `config.schedule`, with the names of diffusers' scheduler configs.
@@ -50,6 +51,6 @@ def ddim_ladder(schedule: Any, steps: int) -> Ladder:
     return Ladder(timesteps, np.append(abar[timesteps[1:]], np.float32(last)))
 
 
-def ddim_step(x0: jax.Array, eps: jax.Array, next_abar: float | jax.Array) -> jax.Array:
+def ddim_step(x0: Array, eps: Array, next_abar: float | jax.Array) -> jax.Array:
     """The sample at the next rung of the ladder, from the clean data and the noise read at this one."""
     return jnp.sqrt(next_abar) * x0 + jnp.sqrt(1.0 - next_abar) * eps

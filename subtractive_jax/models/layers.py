@@ -12,14 +12,61 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from subtractive_jax.errors import UserError
+from subtractive_jax.models.network import normal
 
-_SPATIAL = "DHW"
-_lecun_normal = nnx.initializers.lecun_normal()
+_Padding = tuple[tuple[int, int], ...]
+_MAX_POSITIONS = 32_768  # outputs that XLA's CPU convolution sums over before it falls out of the cache
+_QUERY_BLOCK = 64
 
 
-def _dimension_numbers(spatial_dims: int) -> tuple[str, str, str]:
-    space = _SPATIAL[-spatial_dims:]
-    return f"N{space}C", f"{space}IO", f"N{space}C"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, padding: _Padding) -> jax.Array:
+    """[B, *space, in], [*size, in, out] -> [B, *space, out], with a kernel gradient that is fast on CPUs too."""
+    space = "HW"[-len(padding) :]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride,) * len(space),
+        padding=padding,
+        rhs_dilation=(dilation,) * len(space),
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+
+
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, padding: _Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride, dilation, padding), (x, kernel)
+
+
+def _convolve_backward(
+    stride: int, dilation: int, padding: _Padding, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+
+    def kernel_gradient(x: jax.Array, dy: jax.Array, padding: _Padding = padding) -> jax.Array:
+        return jax.vjp(lambda kernel: convolve.fun(x, kernel, stride, dilation, padding), kernel)[1](dy)[0]
+
+    def in_slices(x: jax.Array, dy: jax.Array) -> jax.Array:
+        # A sum over slices of the first spatial axis: batches may be sharded, and XLA's CPU convolutions are slow in
+        # loops.
+        length = dy.shape[1]
+        slices = min(length, -(-dy[..., 0].size // _MAX_POSITIONS))
+        x = jnp.pad(x, ((0, 0), padding[0], *((0, 0),) * (x.ndim - 2)))
+        reach = dilation * (kernel.shape[0] - 1) + 1
+        bounds = [length * i // slices for i in range(slices + 1)]
+        return sum(
+            kernel_gradient(
+                x[:, start * stride : (stop - 1) * stride + reach], dy[:, start:stop], ((0, 0), *padding[1:])
+            )
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        )
+
+    dx = jax.vjp(lambda x: convolve.fun(x, kernel, stride, dilation, padding), x)[1](dy)[0]
+    return dx, jax.lax.platform_dependent(x, dy, cpu=in_slices, default=kernel_gradient)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Conv(nnx.Module):
@@ -37,25 +84,18 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
-        padding: tuple[tuple[int, int], ...] | None = None,
+        padding: _Padding | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(_lecun_normal(rngs.params(), (*kernel_size, in_features, out_features)))
+        self.kernel = nnx.Param(normal()(rngs.params(), (*kernel_size, in_features, out_features)))
         self.bias = nnx.Param(jnp.zeros(out_features))
         self.padding = padding or tuple((dilation * (size - 1) // 2,) * 2 for size in kernel_size)
         self.stride, self.dilation, self.dtype = stride, dilation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        spatial_dims = x.ndim - 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=(self.stride,) * spatial_dims,
-            padding=self.padding,
-            rhs_dilation=(self.dilation,) * spatial_dims,
-            dimension_numbers=_dimension_numbers(spatial_dims),
-        )
+        kernel = self.kernel[...].astype(self.dtype)
+        y = convolve(x.astype(self.dtype), kernel, self.stride, self.dilation, self.padding)
         return y + self.bias[...].astype(self.dtype)
 
 
@@ -82,7 +122,7 @@ class ConvTranspose1d(nnx.Module):
                 "the kernel must be longer than the rate by an even number"
             )
         taps_per_sample = kernel_size / stride
-        scale = nnx.initializers.normal((taps_per_sample * in_features) ** -0.5)
+        scale = normal((taps_per_sample * in_features) ** -0.5)
         self.kernel = nnx.Param(scale(rngs.params(), (kernel_size, out_features, in_features)))
         self.bias = nnx.Param(jnp.zeros(out_features))
         self.stride, self.dtype = stride, dtype
@@ -94,9 +134,7 @@ class ConvTranspose1d(nnx.Module):
         steps = -(-size // self.stride)
         kernel = jnp.pad(kernel, ((0, steps * self.stride - size), (0, 0), (0, 0)))
         phases = kernel.reshape(steps, self.stride * out_features, in_features)[::-1].swapaxes(1, 2)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), phases, (1,), [(steps - 1, steps - 1)], dimension_numbers=_dimension_numbers(1)
-        )
+        y = convolve(x.astype(self.dtype), phases, 1, 1, ((steps - 1, steps - 1),))
         y = y.reshape(batch, -1, out_features)
         start = (size - self.stride) // 2
         return y[:, start : start + length * self.stride] + self.bias[...].astype(self.dtype)
@@ -129,6 +167,26 @@ class GroupNorm(nnx.Module):
         return (x * gain + (self.bias[...] - mean * gain)).astype(self.dtype)
 
 
+def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention [B, N, heads, D] a block of queries at a time, so that the scores stay in the cache.
+
+    Rabe and Staats 2021, arXiv:2112.05682; the gradient computes the scores again.
+    """
+    length = q.shape[1]
+    if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
+        return jax.nn.dot_product_attention(q, k, v)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    blocks = q.reshape(q.shape[0], -1, _QUERY_BLOCK, *q.shape[2:]).transpose(1, 0, 3, 2, 4)
+
+    @jax.checkpoint
+    def attend(block: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bhqd,bhkd->bhqk", block, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * block.shape[-1] ** -0.5)
+        return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+
+    return jax.lax.map(attend, blocks).transpose(1, 0, 3, 2, 4).reshape(q.shape)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with diffusers' names: [B, N, C], [B, M, context] -> [B, N, C].
 
@@ -148,7 +206,7 @@ class Attention(nnx.Module):
     ):
         if features % num_heads:
             raise UserError(f"attention_head_dim {num_heads} (number of heads) does not divide {features} channels")
-        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=normal(), dtype=dtype, rngs=rngs)
         self.to_q = linear(features, features, use_bias=qkv_bias)
         self.to_k = linear(context_features, features, use_bias=qkv_bias)
         self.to_v = linear(context_features, features, use_bias=qkv_bias)
@@ -160,7 +218,10 @@ class Attention(nnx.Module):
         q, k, v = (
             y.reshape(*y.shape[:-1], self.num_heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        y = jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None, None, :])
+        if mask is None:
+            y = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_blocks, default=jax.nn.dot_product_attention)
+        else:
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
         return self.to_out[0](y.reshape(x.shape))
 
 
@@ -182,7 +243,7 @@ class ResnetBlock2D(nnx.Module):
         self.norm1 = GroupNorm(num_groups, in_features, epsilon, dtype=dtype)
         self.conv1 = conv(in_features, out_features, (3, 3))
         if time_features is not None:
-            self.time_emb_proj = nnx.Linear(time_features, out_features, dtype=dtype, rngs=rngs)
+            self.time_emb_proj = nnx.Linear(time_features, out_features, kernel_init=normal(), dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(num_groups, out_features, epsilon, dtype=dtype)
         self.conv2 = conv(out_features, out_features, (3, 3))
         self.conv_shortcut = conv(in_features, out_features, (1, 1)) if in_features != out_features else None

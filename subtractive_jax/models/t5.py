@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from subtractive_jax.errors import unknown_name
-from subtractive_jax.models.network import Network
+from subtractive_jax.models.network import Network, normal
 
 _FEED_FORWARDS = ("gated-gelu", "relu")
 
@@ -37,7 +37,7 @@ class _RMSNorm(nnx.Module):
 
 
 def _linear(in_features: int, out_features: int, rngs: nnx.Rngs, std: float | None = None) -> nnx.Linear:
-    init = nnx.initializers.normal(in_features**-0.5 if std is None else std)
+    init = normal(in_features**-0.5 if std is None else std)
     return nnx.Linear(in_features, out_features, use_bias=False, kernel_init=init, rngs=rngs)
 
 
@@ -50,7 +50,7 @@ class _SelfAttention(nnx.Module):
         self.v = _linear(config.d_model, inner, rngs)
         self.o = _linear(inner, config.d_model, rngs)
         if has_relative_bias:
-            init = nnx.initializers.normal(config.d_model**-0.5)
+            init = normal(config.d_model**-0.5)
             self.relative_attention_bias = nnx.Embed(
                 config.relative_attention_num_buckets, config.num_heads, embedding_init=init, rngs=rngs
             )
@@ -132,7 +132,7 @@ class T5EncoderModel(nnx.Module):
     """See `encoder`."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(1.0)
+        init = normal(1.0)
         self.shared = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs)
         self.encoder = _Stack(config, rngs)
 

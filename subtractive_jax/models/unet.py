@@ -23,7 +23,7 @@ from subtractive_jax.models.layers import (
     Upsample2D,
     per_block,
 )
-from subtractive_jax.models.network import Network, Params
+from subtractive_jax.models.network import Network, Params, normal
 
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name: has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -43,8 +43,8 @@ def timestep_embedding(timestep: jax.Array, features: int, flip_sin_to_cos: bool
 
 class _TimestepEmbedding(nnx.Module):
     def __init__(self, in_features: int, features: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(in_features, features, dtype=dtype, rngs=rngs)
-        self.linear_2 = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+        self.linear_1 = nnx.Linear(in_features, features, kernel_init=normal(), dtype=dtype, rngs=rngs)
+        self.linear_2 = nnx.Linear(features, features, kernel_init=normal(), dtype=dtype, rngs=rngs)
 
     def __call__(self, waves: jax.Array) -> jax.Array:
         return self.linear_2(jax.nn.silu(self.linear_1(waves)))
@@ -52,7 +52,7 @@ class _TimestepEmbedding(nnx.Module):
 
 class _GEGLU(nnx.Module):
     def __init__(self, features: int, inner: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.proj = nnx.Linear(features, 2 * inner, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(features, 2 * inner, kernel_init=normal(), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
@@ -66,7 +66,7 @@ class _FeedForward(nnx.Module):
         self.net = nnx.Dict(
             {
                 "0": _GEGLU(features, inner, dtype, rngs),
-                "2": nnx.Linear(inner, features, dtype=dtype, rngs=rngs),
+                "2": nnx.Linear(inner, features, kernel_init=normal(), dtype=dtype, rngs=rngs),
             }
         )
 
@@ -97,7 +97,7 @@ class _Transformer2D(nnx.Module):
     def __init__(self, config: Any, features: int, num_heads: int, num_layers: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = GroupNorm(config.norm_num_groups, features, _TRANSFORMER_NORM_EPSILON, dtype=dtype)
         if config.use_linear_projection:
-            projection = functools.partial(nnx.Linear, features, features, dtype=dtype, rngs=rngs)
+            projection = functools.partial(nnx.Linear, features, features, kernel_init=normal(), dtype=dtype, rngs=rngs)
         else:
             projection = functools.partial(Conv, features, features, (1, 1), dtype=dtype, rngs=rngs)
         self.proj_in = projection()
@@ -155,7 +155,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_in = conv(in_channels, widths[0])
         self.time_embedding = _TimestepEmbedding(widths[0], time_features, dtype, rngs)
         if num_stems:
-            embedding_init = nnx.initializers.normal(_STEM_EMBEDDING_STD)
+            embedding_init = normal(_STEM_EMBEDDING_STD)
             self.stem_embedding = nnx.Embed(
                 num_stems, config.cross_attention_dim, embedding_init=embedding_init, rngs=rngs
             )

@@ -91,8 +91,9 @@ def figures(context: np.ndarray, stem: np.ndarray, mix: np.ndarray, sample_rate:
       `onsets`: counts in both and how well the stem's agree with the context's (+-70 ms);
       `stem_level_db`: the stem's level against the context's;
       `peak`: of the mix, above 1 would clip in a fixed-point file;
-      `preservation`: `exact` when mix - stem is the context in every sample, `max_error` of that difference, and how far
-      the mix is from the context where the context is the louder one: `si_sdr_db` and `log_spectral_distance_db`;
+      `preservation`: `exact` when mix - stem is the context in every sample, and `max_error` of that difference; how
+      far the mix is from the context: `si_sdr_db`, and `log_spectral_distance_db` where the context is louder than the
+      stem;
       `flags`: `silent_stem`, `over_full_scale`.
     """
     spectra = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subtractive_jax import rng
@@ -207,7 +208,7 @@ class _Sampler:
             text_states[0] = 0.0
 
         shift, scale = np.float32(config.latent_shift), np.float32(config.latent_scale)
-        context = np.asarray(mode(self.model.encode_audio(contexts))) - shift
+        context = np.asarray(mode(jnp.asarray(self.model.encode_audio(contexts)))) - shift
         windows = Windows(context.shape[_TIME_AXIS], len(context))
         shape = (context.shape[1], windows.total, context.shape[3])
         x = jax.random.normal(rng.stream(self.seed, "sampling"), shape)
@@ -283,8 +284,9 @@ def _fades(first: int, last: int, samples: int, sample_rate: int) -> np.ndarray:
 
 def _estimated_stem(model: "Model", mix: np.ndarray, context: np.ndarray) -> np.ndarray:
     """The mel image of what the mix has more than the context, in power."""
-    power = np.square(model.mel.magnitude(mix)) - np.square(model.mel.magnitude(context))
-    return np.asarray(model.mel.image(np.sqrt(np.maximum(power, 0.0))))
+    music = jnp.square(model.mel.magnitude(jnp.asarray(context)))
+    power = jnp.square(model.mel.magnitude(jnp.asarray(mix))) - music
+    return np.asarray(model.mel.image(jnp.sqrt(jnp.maximum(power, 0.0))))
 
 
 def _lowering_db(audio: np.ndarray, stem: np.ndarray) -> float:

@@ -43,7 +43,7 @@ class Windows:
         return (weights / self.split(self._sum(weights, axis=-1), axis=-1)).astype(np.float32)
 
     def blend(self, windows: np.ndarray, axis: int) -> np.ndarray:
-        """Cross-fades windows [count, ...], `length` items along the negative `axis`, into one line of `total` items."""
+        """Cross-fades windows [count, ...], `length` items along the negative `axis`, into one line of `total`."""
         shape = [1] * windows.ndim
         shape[0], shape[axis] = self.count, self.length
         return self._sum(windows * self.weights().reshape(shape), axis)

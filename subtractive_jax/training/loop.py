@@ -72,7 +72,8 @@ def train(
             shutil.rmtree(workdir / run_folder.INHERITED, ignore_errors=True)  # of a run killed before it began
             model_folder.save(workdir / run_folder.INHERITED, inherited, dtype="float32", card=_INHERITED_CARD)
     _wait_for_all("written")
-    inherited = model_folder.load(workdir / run_folder.INHERITED)
+    if first_step is not None or jax.process_count() > 1:  # of all processes' new tokenizers, the written one counts
+        inherited = model_folder.load(workdir / run_folder.INHERITED)
 
     # Data: a batch is a function of the step, so the position in the data is the step.
     stage = stages.build(config, str(data_dir), inherited)

@@ -1,0 +1,270 @@
+"""`launch.sample` and `launch.export_latents` as commands: what they write, and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+import subtractive_jax
+from configs import minimal
+from subtractive_jax import parts, records
+from subtractive_jax.representation.audio import read_audio, write_audio
+from subtractive_jax.training import text_stage
+from tests import synthetic
+
+RATE = 16_000
+
+
+def _run(module, *arguments, cwd, cache):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the tests
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=cwd, env=environment)
+
+
+def _refused(result, *words):
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model of noise, a dataset made with it, a song, a folder of stems, and bad files."""
+    place = tmp_path_factory.mktemp("sampling")
+    config = minimal.get_config()
+    with config.unlocked():
+        for name in ("latent_shift", "latent_scale", "context_scale"):
+            config[name] = (float(name != "latent_shift"),) * config.autoencoder.latent_channels
+    tokenizer = text_stage.train_tokenizer(["Add rock drums", "Add reggae beats", "Add jazzy drums"], 256)
+    synthetic.write_model(place / "model", config, parts.PARTS, tokenizer)
+    synthetic.write_latents(place / "data", config, place / "model", train=4, validation=1)
+    random = np.random.default_rng(0)
+    (place / "stems").mkdir()
+    for name, channels in (("drums", 2), ("bass", 1), ("keys", 2)):
+        audio = np.round(random.uniform(-0.2, 0.2, (channels, 44_100)) * 2**15) / 2**15
+        write_audio(place / "stems" / f"{name}.wav", audio.astype(np.float32), 44_100)
+    audio = np.round(random.uniform(-0.2, 0.2, 2 * RATE + 7) * 2**15) / 2**15
+    write_audio(place / "song.wav", audio.astype(np.float32), RATE)
+    (place / "noise.wav").write_bytes(b"not audio")
+    (place / "nothing.wav").write_bytes(b"")
+    soundfile.write(place / "no samples.wav", np.zeros(0, np.float32), RATE)
+    soundfile.write(place / "nan.wav", np.array([0.1, np.nan, 0.2], np.float32), RATE, subtype="FLOAT")
+    return place
+
+
+@pytest.fixture(scope="module")
+def sample(place):
+    return lambda *arguments: _run("launch.sample", *arguments, cwd=place, cache=place / "cache")
+
+
+SONG = ("--model=model", "--input=song.wav", "--instruction=Add reggae beats", "--steps=2")
+
+
+@pytest.fixture(scope="module")
+def single(place, sample):
+    result = sample(*SONG, "--output=single/out", "--num_candidates=2", "--seed=5")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("single/out/index.html")
+    return place / "single" / "out"
+
+
+def test_a_song_gets_its_stem(place, single):
+    song, _ = read_audio(place / "song.wav")
+    stem, mix, context = (read_audio(single / f"{name}.wav") for name in ("stem", "mix", "without_stem"))
+    assert stem[1] == mix[1] == RATE and stem[0].shape == song.shape and stem[0].any()
+    np.testing.assert_array_equal(mix[0] - stem[0], song)
+    np.testing.assert_array_equal(context[0], song)
+    assert not list(single.parent.glob(".*"))  # nothing temporary is left
+
+
+def test_the_result_says_how_it_was_made(single):
+    result = json.loads((single / "result.json").read_text())
+    assert result["instruction"] == "Add reggae beats" and result["stem"] == "drums" and result["steps"] == 2
+    assert result["model"] == "model" and result["estimated"] is False
+    assert (result["text_guidance"], result["context_guidance"]) == (3.0, 1.5)
+    assert result["figures"]["preservation"]["exact"] and result["seconds"]["sampling"] > 0
+    assert set(result["candidates"]) == {"5", "6"}
+    other = ({5, 6} - {result["seed"]}).pop()
+    assert result["candidates"][str(result["seed"])] >= result["candidates"][str(other)]
+    assert {path.name for path in (single / "candidates" / str(other)).iterdir()} == {"stem.wav", "mix.wav"}
+    text = (single / "index.html").read_text()
+    assert all(f'src="{name}.wav"' in text for name in ("without_stem", "mix", "stem"))
+
+
+def test_the_compiled_programs_are_kept(single, place):
+    assert any((place / "cache" / "subtractive_jax").iterdir())
+
+
+def test_an_output_that_exists_is_left_alone(single, sample, place):
+    before = {path: path.stat().st_mtime_ns for path in single.rglob("*")}
+    _refused(sample(*SONG, "--output=single/out"), "single/out exists", "--overwrite")
+    assert {path: path.stat().st_mtime_ns for path in single.rglob("*")} == before
+    (place / "diary").mkdir(exist_ok=True)
+    (place / "diary" / "monday.txt").write_text("dear diary")
+    _refused(sample(*SONG, "--output=diary", "--overwrite"), "was not written by this program")
+    assert (place / "diary" / "monday.txt").read_text() == "dear diary"
+
+
+@pytest.fixture(scope="module")
+def jobs(place, sample):
+    """A jobs file of which most lines are broken; its output replaces an earlier one."""
+    good = {"input": "song.wav", "instruction": "Add rock drums"}
+    lines = [
+        {"id": "good", **good, "seed": 3, "steps": 3, "format": "flac"},
+        {"id": "removed", "input": "stems", "remove": True, "instruction": "Add jazzy drums", "start": 0.2, "end": 0.9},
+        {"id": "baseline", **good, "method": "sdedit", "strength": 0.5},
+        {"id": "stem", **good, "stem": "drum"},
+        {"id": "method", **good, "method": "sdedti"},
+        {"id": "field", **good, "instructions": "Add"},
+        {"id": "type", **good, "steps": "many"},
+        {"id": "format", **good, "format": "midi"},
+        {"id": "empty", **good, "instruction": ""},
+        {"id": "long", **good, "instruction": "Add drums and " * 100},
+        {"id": "missing", **good, "input": "gone.wav"},
+        {"id": "noise", **good, "input": "noise.wav"},
+        {"id": "nothing", **good, "input": "nothing.wav"},
+        {"id": "no samples", **good, "input": "no samples.wav"},
+        {"id": "nan", **good, "input": "nan.wav"},
+        {"id": "folder", **good, "input": "stems"},
+        {"id": "separation", **good, "remove": True},
+        {"id": "not there", **good, "input": "stems", "remove": True, "stem": "guitar"},
+        {"id": "good", **good},
+        {"id": "../escape", **good},
+        {"id": "no input"},
+    ]
+    text = "\n".join(["{not json", *map(json.dumps, lines)]) + "\n"
+    (place / "jobs.jsonl").write_text(text)
+    (place / "many").mkdir()
+    (place / "many" / "summary.jsonl").write_text("of an earlier run\n")
+    result = sample("--model=model", "--jobs=jobs.jsonl", "--output=many", "--steps=2", "--overwrite")
+    _refused(result, "19 of 22 jobs failed", "summary.jsonl")
+    return place / "many"
+
+
+def _summary(jobs):
+    return [json.loads(line) for line in (jobs / "summary.jsonl").read_text().splitlines()]
+
+
+def test_good_jobs_are_done_beside_broken_ones(jobs):
+    done = {line["id"]: line["result"] for line in _summary(jobs) if line["status"] == "done"}
+    assert list(done) == ["good", "removed", "baseline"]
+    assert done["good"]["seed"] == 3 and done["good"]["steps"] == 3  # the line's own
+    assert done["removed"]["steps"] == 2  # the command line's
+    assert done["baseline"]["estimated"] and done["baseline"]["strength"] == 0.5
+    assert {path.name for path in jobs.iterdir()} == {*done, "summary.jsonl", "index.html"}
+    assert (jobs / "good" / "stem.flac").is_file() and (jobs / "good" / "result.json").is_file()
+
+
+def test_removing_a_stem_keeps_the_others(jobs, place):
+    stems = {name: read_audio(place / "stems" / f"{name}.wav")[0] for name in ("drums", "bass", "keys")}
+    found = {
+        name: read_audio(jobs / "removed" / f"{name}.wav")[0] for name in ("without_stem", "original", "mix", "stem")
+    }
+    np.testing.assert_array_equal(found["without_stem"], stems["bass"] + stems["keys"])
+    np.testing.assert_array_equal(found["original"], stems["bass"] + stems["keys"] + stems["drums"])
+    np.testing.assert_array_equal(found["mix"] - found["stem"], found["without_stem"])
+    assert found["stem"][:, 10_000:30_000].any() and not found["stem"][:, :8_000].any()
+
+
+@pytest.mark.parametrize(
+    "job, words",
+    [
+        ("line-1", "jobs.jsonl:1: not JSON"),
+        ("stem", 'unknown stem "drum"; did you mean "drums"'),
+        ("method", 'did you mean "sdedit"'),
+        ("field", 'unknown job field "instructions"; did you mean "instruction"'),
+        ("type", 'steps is "many": it should be of type int'),
+        ("format", 'unknown format "midi"'),
+        ("empty", "the instruction is empty"),
+        ("long", "tokens, at most"),
+        ("missing", "gone.wav"),
+        ("noise", "noise.wav"),
+        ("nothing", "nothing.wav"),
+        ("no samples", "no samples.wav"),
+        ("nan", "NaN"),
+        ("folder", "add --remove"),
+        ("separation", "give a folder of stems"),
+        ("not there", 'unknown stem in stems "guitar"'),
+        ("line-20", 'the id "good" is taken'),
+        ("line-21", "cannot name a folder"),
+        ("line-22", "needs id, input and instruction"),
+    ],
+)
+def test_a_broken_job_is_reported(jobs, job, words):
+    (line,) = [line for line in _summary(jobs) if line["id"] == job and line["status"] == "failed"]
+    assert words in line["error"] and "\n" not in line["error"]
+    assert not (jobs / job).exists()
+
+
+def test_one_page_covers_all_jobs(jobs):
+    text = (jobs / "index.html").read_text()
+    assert text.count("<article") == 22
+    assert 'src="removed/original.wav"' in text and 'src="good/mix.flac"' in text and "estimated" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--model=model", "--jobs=jobs.jsonl", "--input=song.wav"), ("either --jobs",)),
+        (("--model=model", "--input=song.wav"), ("--instruction",)),
+        (("--model=modle", "--input=song.wav", "--instruction=Add drums"), ("modle",)),
+        (("--model=model", "--jobs=gone.jsonl"), ("gone.jsonl",)),
+        (("--model=model", "--input=nan.wav", "--instruction=Add drums"), ("nan.wav", "NaN")),
+    ],
+)
+def test_bad_commands_write_nothing(sample, place, arguments, words):
+    _refused(sample(*arguments, "--output=refused"), *words)
+    assert not (place / "refused").exists() and not list(place.glob(".refused*"))
+
+
+# Latents for analysis
+
+
+@pytest.fixture(scope="module")
+def export(place):
+    return lambda *arguments: _run("launch.export_latents", *arguments, cwd=place, cache=place / "cache")
+
+
+def test_latents_of_a_dataset(export, place):
+    result = export("--model=model", "--data_dir=data", "--output=data.parquet", "--signal=stem")
+    assert result.returncode == 0, result.stderr
+    table = pq.read_table(place / "data.parquet")
+    examples = [records.Split(place / "data", "latents", split) for split in ("train", "validation")]
+    examples = [split[index] for split in examples for index in range(len(split))]
+    assert table.num_rows == len(examples) == 5
+    assert table["song_id"].to_pylist() == [example["song_id"] for example in examples]
+    assert table["instruction"].to_pylist() == [example["instructions"][0] for example in examples]
+    assert table["split"].to_pylist() == ["train"] * 4 + ["validation"]
+    shape = json.loads(table.schema.metadata[b"latent_shape"])
+    latents = np.array(table["latent"].to_pylist(), np.float32).reshape(-1, *shape)
+    means = np.stack([example["stem_latent"][..., : shape[-1]] for example in examples])
+    np.testing.assert_array_equal(latents, means.astype(np.float32))
+    embeddings = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(embeddings.reshape(-1, shape[0], shape[2]), latents.mean(axis=2), atol=1e-6)
+    assert table.schema.field("latent").type.list_size == np.prod(shape)
+
+
+def test_latents_of_audio_files(export, place):
+    result = export("--model=model", "--input=song.wav,stems/bass.wav", "--output=audio.parquet")
+    assert result.returncode == 0, result.stderr
+    table = pq.read_table(place / "audio.parquet")
+    assert table["song_id"].to_pylist() == ["song", "song", "bass"]
+    np.testing.assert_allclose(table["start_seconds"].to_pylist(), [0.0, 1.28, 0.0], rtol=1e-6)
+    model = subtractive_jax.load(str(place / "model"))
+    shape = json.loads(table.schema.metadata[b"latent_shape"])
+    assert tuple(shape) == model.encode_audio(np.zeros((1, model.mel.window_samples), np.float32))[..., :8].shape[1:]
+
+
+def test_bad_exports_write_nothing(export, place):
+    (place / "taken.parquet").write_text("mine")
+    _refused(export("--model=model", "--input=song.wav", "--output=taken.parquet"), "taken.parquet exists")
+    assert (place / "taken.parquet").read_text() == "mine"
+    _refused(export("--model=model", "--data_dir=data", "--output=x.parquet", "--signal=stems"), 'did you mean "stem"')
+    assert not (place / "x.parquet").exists()
