@@ -11,8 +11,8 @@ from ml_collections import config_flags
 from launch import program
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and stage, such as configs/tiny.py:base.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds windows/ and latents/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder, new or to go on from.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds windows/ and latents/.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder, new or to go on from.", required=True)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes: TPU pod, SLURM or Open MPI.")
 
 
@@ -27,5 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "data_dir", "workdir"])
+    flags.mark_flag_as_required("config")
     program.run(main)

@@ -158,6 +158,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
     while position < len(data):
         tag, position = _varint(data, position)
         number, wire_type = tag >> 3, tag & 7
+        value: int | memoryview
         if wire_type == _VARINT:
             value, position = _varint(data, position)
         else:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import jax
 import ml_collections
 import numpy as np
 import soundfile
+from tokenizers import Tokenizer
 
 from subtractive_jax import fingerprint, parts, records
-from subtractive_jax.models.network import Params
 from subtractive_jax.weights import model_folder
-from tokenizers import Tokenizer
 
 _GENRES = ("rock", "reggae", "jazz")
 _TEXT_TOKENS = 5

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs import minimal, tiny
 from jax.sharding import AxisType, PartitionSpec
 
+from configs import minimal, tiny
 from subtractive_jax import parts
 from subtractive_jax.errors import UserError
 from subtractive_jax.training import partitioning, state

@@ -29,6 +29,7 @@ from subtractive_jax.representation.mel import Mel
 from subtractive_jax.text import tokenize
 from subtractive_jax.training.text_stage import train_tokenizer
 from subtractive_jax.weights import model_folder
+from tests.midi import write_midi
 
 RATE = 16_000
 PAPER_INSTRUCTIONS = (
@@ -45,25 +46,6 @@ PAPER_INSTRUCTIONS = (
 
 def shipped() -> dict[str, sources.Song]:
     return {song.song_id: song for song in sources.find_songs([])[0]}
-
-
-def write_midi(
-    path: Path, tracks: dict[str, list[tuple[float, int]]], channels: dict[str, int], beats: int = 8
-) -> None:
-    """Tracks of (beat, note), 120 BPM, then 240 BPM from beat 4 on."""
-    midi = mido.MidiFile(ticks_per_beat=480)
-    midi.tracks.append(mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000)]))
-    midi.tracks[0].append(mido.MetaMessage("set_tempo", tempo=250_000, time=4 * 480))
-    for name, notes in tracks.items():
-        events = [(round(beat * 480), "note_on", note) for beat, note in notes]
-        events += [(round(beat * 480) + 120, "note_off", note) for beat, note in notes]
-        track, last = mido.MidiTrack([mido.MetaMessage("track_name", name=name)]), 0
-        for tick, kind, note in sorted(events):
-            track.append(mido.Message(kind, channel=channels[name], note=note, time=tick - last))
-            last = tick
-        midi.tracks.append(track)
-    midi.tracks[0].append(mido.MetaMessage("end_of_track", time=(beats - 4) * 480))
-    midi.save(path)
 
 
 def config_for_tests():

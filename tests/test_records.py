@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from configs import minimal
 
+from configs import minimal
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 from tests import synthetic

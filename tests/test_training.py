@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs import minimal
 
+from configs import minimal
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 from subtractive_jax.training import checkpoint, loop, metrics, partitioning, reader, run_folder, stages, text_stage
@@ -151,7 +151,7 @@ def test_the_run_folder_is_a_model(world, uninterrupted):
 
 
 def test_state_is_sharded_as_the_rules_say(uninterrupted):
-    config, _, state = uninterrupted
+    _, _, state = uninterrupted
     kernel = state["params"]["denoiser"]["up_blocks"]["0"]["resnets"]["0"]["conv1"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, None, "fsdp", None)
     assert dict(kernel.sharding.mesh.shape) == {"data": 4, "fsdp": 2}
@@ -172,13 +172,13 @@ def test_metrics_are_json_lines_and_tensorboard_events(uninterrupted):
 
 
 def test_metrics_go_on_after_the_restored_step(tmp_path):
-    with metrics.MetricsLog(tmp_path, 0) as log:
+    with metrics.open_log(tmp_path, 0) as log:
         for step in (1, 2, 3):
-            log.write(step, {"loss": float(step)})
+            log(step, {"loss": float(step)})
     with open(tmp_path / metrics.FILE_NAME, "a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
-    with metrics.MetricsLog(tmp_path, 2) as log:
-        log.write(3, {"loss": 30.0})
+    with metrics.open_log(tmp_path, 2) as log:
+        log(3, {"loss": 30.0})
     assert [(line["step"], line["loss"]) for line in _lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
@@ -209,7 +209,7 @@ def test_subtractive_begins_as_its_base(world):
 
 
 def test_subtractive_goes_on_from_a_denoiser_for_the_same_task(world, uninterrupted):
-    _, run, state = uninterrupted
+    _, run, _ = uninterrupted
     config = world.config()
     config.init_from = str(run)
     start, _ = stages.prepare(config, world.data_dir)

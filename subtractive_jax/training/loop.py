@@ -143,7 +143,7 @@ def train(
     with (
         checkpoints,
         _sigterm_flag() as terminated,
-        metrics.MetricsLog(workdir, first_step) if is_main else contextlib.nullcontext() as log,
+        metrics.open_log(workdir, first_step) if is_main else contextlib.nullcontext() as log,
         tqdm(total=total, initial=first_step, unit="step", disable=not (is_main and sys.stderr.isatty())) as bar,
     ):
         since = time.perf_counter()
@@ -166,7 +166,7 @@ def train(
                 if evaluates:
                     scalars |= validate()
                 if log is not None:
-                    log.write(step, scalars)
+                    log(step, scalars)
                     _report(bar, step, total, scalars)
                 pending = []
                 if saves:

@@ -3,13 +3,14 @@
 The event files are written here because the usual writers (clu's, TensorBoard's own) import TensorFlow.
 """
 
+import contextlib
 import json
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 from subtractive_jax.records import frame
 
@@ -54,35 +55,26 @@ def _summary(scalars: dict[str, float]) -> bytes:
     return _message(5, b"".join(values))
 
 
-class MetricsLog:
-    """Appends to a run's metrics; lines after `step`, from which the run continues, are dropped first."""
+@contextlib.contextmanager
+def open_log(run_dir: str | os.PathLike[str], step: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Yields `write(step, scalars)`; what the run logged after `step`, from which it continues, is dropped first."""
+    path = Path(run_dir) / FILE_NAME
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        os.replace(temporary, path)
+    events_name = f"events.out.tfevents.{time.time_ns() // 1_000_000}.{socket.gethostname()}"
+    with open(path, "a") as jsonl, open(Path(run_dir) / events_name, "ab") as events:
+        events.write(_event(0, _file_version()) + _event(step + 1, _restart()))
 
-    def __init__(self, run_dir: str | os.PathLike[str], step: int) -> None:
-        path = Path(run_dir) / FILE_NAME
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-            os.replace(temporary, path)
-        self._jsonl = open(path, "a")
-        name = f"events.out.tfevents.{time.time_ns() // 1_000_000}.{socket.gethostname()}"
-        self._events = open(Path(run_dir) / name, "ab")
-        self._events.write(_event(0, _file_version()) + _event(step + 1, _restart()))
+        def write(step: int, scalars: dict[str, float]) -> None:
+            jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+            jsonl.flush()
+            events.write(_event(step, _summary(scalars)))
+            events.flush()
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._jsonl.flush()
-        self._events.write(_event(step, _summary(scalars)))
-        self._events.flush()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._jsonl.close()
-        self._events.close()
+        yield write
 
 
 def _step_of(line: str) -> float:

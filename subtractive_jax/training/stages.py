@@ -108,6 +108,7 @@ def build(config: ml_collections.ConfigDict, data_dir: str, inherited: model_fol
       UserError: the dataset is missing, empty, or was not made for this model.
     """
     if config.stage == "text_encoder":
+        assert inherited.tokenizer is not None  # `prepare` made it
         stage = text_stage.build(config, data_dir, inherited.tokenizer)
     elif config.stage in ("autoencoder", "vocoder"):
         stage = audio_stages.build(config, data_dir)

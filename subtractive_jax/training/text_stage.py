@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    pieces = {piece: score for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]}
+    pieces = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
 
     # The trainer seeds its pieces with what several distinct words share, so whole words are added here.
     counts = collections.Counter(

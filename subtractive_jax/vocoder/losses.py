@@ -14,7 +14,7 @@ _POWER_FLOOR = 1e-7  # keeps the square root's and the logarithm's gradients fin
 
 
 def stft_magnitude(audio: jax.Array, n_fft: int, hop_length: int, win_length: int) -> jax.Array:
-    """Magnitudes of Hann-windowed frames, the signal reflected at its ends: [B, samples] -> [B, frames, n_fft // 2 + 1]."""
+    """Magnitudes of Hann-windowed frames, the signal reflected at its ends: [B, samples] -> [B, frames, bins]."""
     audio = jnp.pad(audio, ((0, 0), (win_length // 2,) * 2), mode="reflect")
     # Frames from shifted blocks of a hop: unlike a gather's, the gradient is made of slices.
     blocks_per_frame = -(-win_length // hop_length)

@@ -1,4 +1,4 @@
-"""The one rule between our parameters and PyTorch state dicts: the path joined by dots, the leaf renamed and transposed.
+"""The rule between our parameters and PyTorch state dicts: the path joined by dots, the leaf renamed and transposed.
 
 | here | there |
 |---|---|
