@@ -1,4 +1,4 @@
-"""`minimal`: `tiny` with every part as small as it gets. For tests and for trying the commands; it makes noise, not music.
+"""`minimal`: `tiny` with every part as small as it gets, for tests and to try the commands: it makes noise, not music.
 
 python -m launch.train --config=configs/minimal.py:autoencoder --data_dir=DIR --workdir=RUN      (under a minute)
 """
@@ -20,7 +20,6 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.vocoder.update(
             dict(
                 upsample_initial_channel=16,
-                resblock="2",
                 resblock_kernel_sizes=(3,),
                 resblock_dilation_sizes=((1, 2),),
             )

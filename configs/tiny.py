@@ -89,9 +89,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             upsample_initial_channel=128,
             upsample_rates=(5, 4, 4, 2),
             upsample_kernel_sizes=(11, 8, 8, 4),
-            resblock="1",
+            resblock="2",
             resblock_kernel_sizes=(3, 7, 11),
-            resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+            resblock_dilation_sizes=((1, 3), (1, 3), (1, 3)),
         )
     )
     config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage

@@ -10,7 +10,6 @@
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipeline import pipeline
 from launch import program
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
@@ -25,6 +24,8 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
+    from data_pipeline import pipeline  # after the flags are known to be good: TensorFlow takes seconds
+
     encoders = _ENCODERS.value
     until = _UNTIL.value or ("latents" if encoders else "windows")
     if until == "latents" and not encoders:

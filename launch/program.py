@@ -1,13 +1,23 @@
-"""What every program shares: flags parsed with clear errors, `UserError` printed as one line, exit codes."""
+"""What every program shares: flags parsed with clear errors, `UserError` printed as one line, exit codes.
+
+Compiled programs are kept in the user's cache folder ($JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/subtractive_jax
+or ~/.cache/subtractive_jax), so that the next start is quick; the folder can be deleted at any time.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, logging
 
 from subtractive_jax.errors import UserError
+
+# Read by TensorFlow and JAX when they are imported, which every program does after this module.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subtractive_jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _fail(message: str) -> NoReturn:
@@ -28,7 +38,6 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program's `main()` under absl: exit 0, or one line on stderr and exit 2 on bad input."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:

@@ -11,15 +11,11 @@ OUT holds stem and mix of the best candidate, result.json, the other candidates 
 listening page. A line of JOBS.jsonl is {"id": ..., "input": ..., "instruction": ...} plus any other flag by name; flags
 given on the command line hold for all lines. Each job's files go to OUT/ID/; one page and summary.jsonl cover all.
 A job that fails is reported there, and the others go on.
-
-Compiled programs are kept in the user's cache folder ($JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/subtractive_jax
-or ~/.cache/subtractive_jax), so that the next start is quick; the folder can be deleted at any time.
 """
 
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -28,7 +24,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -306,13 +301,6 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
-def keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache, unless the environment already says where it is."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "subtractive_jax"))
-
-
 def main() -> None:
     values = flag_values()
     if _JOBS.value and (values["input"] or values["instruction"]):
@@ -321,7 +309,6 @@ def main() -> None:
         raise UserError("give --input and --instruction, or --jobs")
     output = Path(_OUTPUT.value)
     with new_folder(output, _OVERWRITE.value) as folder:
-        keep_compiled_programs()
         model = subtractive_jax.load(_MODEL.value)
         if _JOBS.value:
             rows, failures = run_jobs(model, _JOBS.value, folder)

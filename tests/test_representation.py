@@ -115,6 +115,12 @@ def test_written_audio_reads_back(tmp_path, suffix, tolerance):
     assert [path.name for path in tmp_path.iterdir()] == [f"x.{suffix}"], "no temporary file is left"
 
 
+def test_flac_is_exact_on_the_24_bit_grid(tmp_path):
+    steps = np.random.default_rng(0).integers(-(2**23), 2**23, 1_000)
+    audio.write_audio(tmp_path / "x.flac", (steps / 2**23).astype(np.float32), 48_000)
+    np.testing.assert_array_equal(audio.read_audio(tmp_path / "x.flac")[0][0] * 2**23, steps)
+
+
 def test_long_ogg(tmp_path):
     audio.write_audio(tmp_path / "x.ogg", noise(1, 44_100 * 60), 44_100)
     assert audio.read_audio(tmp_path / "x.ogg")[0].shape[1] == 44_100 * 60

@@ -83,6 +83,8 @@ def write_audio(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: in
         raise unknown_name("audio format", format, FORMATS)
     container, encoding = FORMATS[format]
     samples = np.atleast_2d(audio).T
+    if encoding == "PCM_24":  # libsndfile scales floats by 2^23 - 1, which would move every sample
+        samples = np.round(np.clip(samples, -1.0, 1.0 - 2.0**-23) * 2.0**23).astype(np.int32) << 8
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

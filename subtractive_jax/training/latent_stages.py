@@ -229,4 +229,6 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
     stems = tuple(config.data.stems) if subtractive else ()
     sources = (LatentSource(split, target_key, stems, config.max_text_tokens) for split in splits)
     null_states = np.asarray(splits[0].metadata["null_text_states"], np.float16)
+    if config.null_text == "zeros":
+        null_states = np.zeros_like(null_states)
     return Stage(part, init_params, make_loss(config, null_states, part), *sources)

@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from subtractive_jax import rng
 from subtractive_jax.errors import UserError
 from subtractive_jax.training import checkpoint, metrics, partitioning, reader, run_folder, stages
 from subtractive_jax.training import state as training_state
@@ -89,9 +88,8 @@ def train(
 
     # State: born sharded.
     optimizer = training_state.make_optimizer(config)
-    init = training_state.make_init(stage.init_params, optimizer)
-    key = rng.stream(config.seed, "init")
-    abstract = jax.eval_shape(init, key, start)
+    init = training_state.make_init(stage.init_params, optimizer, config.seed)
+    abstract = jax.eval_shape(init, start)
     state_shardings = partitioning.shardings(abstract, mesh, partitioning.RULES[stage.part])
 
     # Restore, or initialise.
@@ -99,7 +97,7 @@ def train(
     if first_step is None:
         first_step = 0
         start = jax.device_put(start, partitioning.shardings(start, mesh, ()))
-        state = jax.jit(init, out_shardings=state_shardings)(jax.device_put(key, replicated), start)
+        state = jax.jit(init, out_shardings=state_shardings)(start)
     else:
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

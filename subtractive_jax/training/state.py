@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from subtractive_jax import rng
 from subtractive_jax.errors import unknown_name
 from subtractive_jax.models.network import Params
 
@@ -45,16 +46,16 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 
 
 def make_init(
-    init_params: Callable[[jax.Array, Params], Params], optimizer: optax.GradientTransformation
-) -> Callable[[jax.Array, Params], State]:
-    """`init(key, start) -> State`, to be jitted with `out_shardings` so that no device ever holds all of a large state.
+    init_params: Callable[[jax.Array, Params], Params], optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[Params], State]:
+    """`init(start) -> State`, to be jitted with `out_shardings` so that no device ever holds all of a large state.
 
     Args:
       init_params: `init_params(key, start)`, where `start` are the parent's parameters to start from, or empty.
     """
 
-    def init(key: jax.Array, start: Params) -> State:
-        params = init_params(key, start)
+    def init(start: Params) -> State:
+        params = init_params(rng.stream(seed, "init"), start)
         # The EMA must not share its buffers with the parameters, which are donated.
         ema = jax.tree.map(jnp.copy, params)
         return dict(params=params, ema=ema, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
