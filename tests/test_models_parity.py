@@ -293,11 +293,11 @@ def test_convolution_gradients_in_slices(monkeypatch, shape, size, stride, dilat
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("length", [32, 192, 100])
+@pytest.mark.parametrize("length", [128, 100])
 def test_attention_in_blocks_and_its_gradient(length):
     q, k, v = (_random(2, length, 2, 8) for _ in range(3))
     output, gradients = jax.vjp(jax.jit(layers._attend_in_blocks), q, k, v)
-    reference, reference_gradients = jax.vjp(jax.nn.dot_product_attention, q, k, v)
+    reference, reference_gradients = jax.vjp(jax.jit(jax.nn.dot_product_attention), q, k, v)
     dy = _random(*output.shape)
     for ours, theirs in zip((output, *gradients(dy)), (reference, *reference_gradients(dy)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
@@ -305,7 +305,7 @@ def test_attention_in_blocks_and_its_gradient(length):
 
 def test_stft_magnitude_and_loss():
     audio, target = 0.1 * _random(2, 4000), 0.1 * _random(2, 4000)
-    convergence, log_l1 = losses.multi_resolution_stft(audio, target)
+    convergence, log_l1 = jax.jit(losses.multi_resolution_stft)(audio, target)
     expected = np.zeros((2, 2))
     for n_fft, hop, win in losses.RESOLUTIONS:
         ours, theirs = (

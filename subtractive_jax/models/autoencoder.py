@@ -26,7 +26,7 @@ class _SelfAttention(Attention):
         super().__init__(features, features, 1, qkv_bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = GroupNorm(num_groups, features, _EPSILON, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         y = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
         return x + super().__call__(y, y).reshape(x.shape)
 
@@ -74,7 +74,7 @@ class _Encoder(nnx.Module):
         conv = functools.partial(Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs)
         widths = tuple(config.block_out_channels)
         self.conv_in = conv(config.in_channels, widths[0])
-        self.down_blocks = nnx.List()
+        self.down_blocks: nnx.List[_Block] = nnx.List()
         for i, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             resnets = [
                 _resnet(config, dtype, rngs, before if j == 0 else width, width) for j in range(config.layers_per_block)
@@ -99,7 +99,7 @@ class _Decoder(nnx.Module):
         widths = tuple(reversed(config.block_out_channels))
         self.conv_in = conv(config.latent_channels, widths[0])
         self.mid_block = _MidBlock(config, dtype, rngs)
-        self.up_blocks = nnx.List()
+        self.up_blocks: nnx.List[_Block] = nnx.List()
         for i, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             resnets = [
                 _resnet(config, dtype, rngs, before if j == 0 else width, width)

@@ -4,6 +4,7 @@ Parameters are float32; `dtype` is what a layer computes in, except statistics a
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -55,12 +56,13 @@ def _convolve_backward(
         x = jnp.pad(x, ((0, 0), padding[0], *((0, 0),) * (x.ndim - 2)))
         reach = dilation * (kernel.shape[0] - 1) + 1
         bounds = [length * i // slices for i in range(slices + 1)]
-        return sum(
+        gradients = (
             kernel_gradient(
                 x[:, start * stride : (stop - 1) * stride + reach], dy[:, start:stop], ((0, 0), *padding[1:])
             )
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in itertools.pairwise(bounds)
         )
+        return functools.reduce(jnp.add, gradients)
 
     dx = jax.vjp(lambda x: convolve.fun(x, kernel, stride, dilation, padding), x)[1](dy)[0]
     return dx, jax.lax.platform_dependent(x, dy, cpu=in_slices, default=kernel_gradient)

@@ -102,7 +102,9 @@ class _FeedForwardLayer(nnx.Module):
 
 class _Block(nnx.Module):
     def __init__(self, config: Any, has_relative_bias: bool, rngs: nnx.Rngs):
-        self.layer = nnx.List([_AttentionLayer(config, has_relative_bias, rngs), _FeedForwardLayer(config, rngs)])
+        self.layer: nnx.List[Any] = nnx.List(
+            [_AttentionLayer(config, has_relative_bias, rngs), _FeedForwardLayer(config, rngs)]
+        )
 
     def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array) -> jax.Array:
         return self.layer[1](self.layer[0](x, bias, mask))

@@ -97,7 +97,9 @@ class _Transformer2D(nnx.Module):
     def __init__(self, config: Any, features: int, num_heads: int, num_layers: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = GroupNorm(config.norm_num_groups, features, _TRANSFORMER_NORM_EPSILON, dtype=dtype)
         if config.use_linear_projection:
-            projection = functools.partial(nnx.Linear, features, features, kernel_init=normal(), dtype=dtype, rngs=rngs)
+            projection: functools.partial[Any] = functools.partial(
+                nnx.Linear, features, features, kernel_init=normal(), dtype=dtype, rngs=rngs
+            )
         else:
             projection = functools.partial(Conv, features, features, (1, 1), dtype=dtype, rngs=rngs)
         self.proj_in = projection()
@@ -116,6 +118,9 @@ class _Transformer2D(nnx.Module):
 
 class _Block(nnx.Module):
     """One resolution on the way down or up: resnets, each followed by a transformer if there are any."""
+
+    downsamplers: nnx.List[Downsample2D]  # of all but the last on the way down
+    upsamplers: nnx.List[Upsample2D]  # of all but the last on the way up
 
     def __init__(self, resnets: list[ResnetBlock2D], transformers: list[_Transformer2D]):
         self.resnets = nnx.List(resnets)
@@ -161,7 +166,7 @@ class UNet2DConditionModel(nnx.Module):
             )
 
         skips = [widths[0]]
-        self.down_blocks = nnx.List()
+        self.down_blocks: nnx.List[_Block] = nnx.List()
         for i, width in enumerate(widths):
             block = _Block([], [])
             for _ in range(config.layers_per_block):
@@ -178,7 +183,7 @@ class UNet2DConditionModel(nnx.Module):
         self.mid_block = _Block([resnet(middle, middle), resnet(middle, middle)], [transformer(num_blocks - 1)])
 
         below = middle
-        self.up_blocks = nnx.List()
+        self.up_blocks: nnx.List[_Block] = nnx.List()
         for i in reversed(range(num_blocks)):
             block = _Block([], [])
             for _ in range(config.layers_per_block + 1):

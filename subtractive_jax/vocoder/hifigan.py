@@ -48,7 +48,7 @@ class _ResBlock2(nnx.Module):
         return x
 
 
-_RESBLOCKS = {"1": _ResBlock1, "2": _ResBlock2}
+_RESBLOCKS: dict[str, type[_ResBlock1 | _ResBlock2]] = {"1": _ResBlock1, "2": _ResBlock2}
 
 
 class Generator(nnx.Module):
@@ -57,8 +57,8 @@ class Generator(nnx.Module):
     def __init__(self, config: Any, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.upsample_initial_channel
         self.conv_pre = Conv(config.num_mels, width, (7,), dtype=dtype, rngs=rngs)
-        self.ups = nnx.List()
-        self.resblocks = nnx.List()
+        self.ups: nnx.List[ConvTranspose1d] = nnx.List()
+        self.resblocks: nnx.List[_ResBlock1 | _ResBlock2] = nnx.List()
         for rate, size in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
             self.ups.append(ConvTranspose1d(width, width // 2, size, rate, dtype=dtype, rngs=rngs))
             width //= 2
@@ -72,7 +72,7 @@ class Generator(nnx.Module):
         for i, up in enumerate(self.ups):
             x = up(jax.nn.leaky_relu(x, _SLOPE))
             blocks = self.resblocks[i * self.blocks_per_rate : (i + 1) * self.blocks_per_rate]
-            x = sum(block(x) for block in blocks) / self.blocks_per_rate
+            x = functools.reduce(jnp.add, [block(x) for block in blocks]) / self.blocks_per_rate
         x = self.conv_post(jax.nn.leaky_relu(x, _LAST_SLOPE))
         return jnp.tanh(x[..., 0].astype(jnp.float32))
 

@@ -38,7 +38,7 @@ def multi_resolution_stft(audio: jax.Array, target: jax.Array) -> tuple[jax.Arra
         error, power = (jnp.square(x).sum((1, 2)) for x in (ours - theirs, theirs))
         convergence.append(jnp.sqrt(error / power.mean()))
         log_l1.append(jnp.abs(jnp.log(ours) - jnp.log(theirs)).mean((1, 2)))
-    return sum(convergence) / len(RESOLUTIONS), sum(log_l1) / len(RESOLUTIONS)
+    return jnp.mean(jnp.stack(convergence), axis=0), jnp.mean(jnp.stack(log_l1), axis=0)
 
 
 def spectral(mel: Mel, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
