@@ -3,6 +3,7 @@
 As github.com/jik876/hifi-gan computes it, with its names. Weight norm is fused: a layer has one kernel.
 """
 
+import functools
 from typing import Any
 
 import jax
