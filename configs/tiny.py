@@ -55,7 +55,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             songs_per_shard=16,
         )
     )
-    config.max_text_tokens = 32
+    config.max_text_tokens = 64
     config.null_text = "empty"  # empty: states of the empty string; zeros: all-zero states
 
     config.text_encoder = ConfigDict(  # transformers' T5Config names
@@ -96,7 +96,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     )
     config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage
         dict(
-            block_out_channels=(64, 128, 192),
+            block_out_channels=(64, 96, 160),
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             layers_per_block=1,

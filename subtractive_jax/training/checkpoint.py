@@ -94,7 +94,9 @@ def latest(run_dir: str | os.PathLike[str]) -> int | None:
     directory = Path(run_dir).absolute() / DIRECTORY
     if not directory.is_dir():
         return None
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
+    ) as manager:
         return manager.latest_step()
 
 

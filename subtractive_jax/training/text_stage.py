@@ -111,7 +111,9 @@ class TextSource:
         distinct = sorted({text for own in texts for text in own})
         row_of = {text: row for row, text in enumerate(distinct)}
         self._rows = [np.array([row_of[text] for text in own]) for own in texts]
-        self._ids, self._mask = tokenize(tokenizer, distinct, max_tokens)
+        ids, mask = tokenize(tokenizer, distinct, max_tokens)
+        longest = mask.sum(axis=1).max(initial=1)  # most texts are far shorter than what the model accepts
+        self._ids, self._mask = ids[:, :longest], mask[:, :longest]
         self._tags = np.array([[tag in own for tag in tags] for own in map(labels, examples)], np.float32)
 
     def __len__(self) -> int:
@@ -145,7 +147,7 @@ def build(config: ml_collections.ConfigDict, data_dir: str, tokenizer: Tokenizer
         return dict(text_encoder=network.init(key), tag_head=head)
 
     def loss(params: Params, batch: Batch, step: jax.Array, train: bool) -> tuple[jax.Array, Figures]:
-        ids, mask = (batch[name].reshape(-1, config.max_text_tokens) for name in ("ids", "mask"))
+        ids, mask = (batch[name].reshape(-1, batch[name].shape[-1]) for name in ("ids", "mask"))
         states = network.apply(params["text_encoder"], ids, mask)
         pooled = jnp.sum(states * mask[..., None], axis=1) / jnp.sum(mask, axis=1, keepdims=True)
         pooled = pooled.reshape(-1, 2, pooled.shape[-1])
