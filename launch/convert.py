@@ -56,6 +56,7 @@ def from_run(output: str | None) -> Path:
     if not _INPUT.value or not output:
         raise UserError("--from=run needs --input=RUN and --output=MODEL")
     files = model_folder.load(_INPUT.value)
+    files.config.init_from = ""  # a path of the machine that trained it
     path = Path(output)
     if _CARD.value and not Path(_CARD.value).is_file():
         raise UserError(f"--card={_CARD.value}: no such file")

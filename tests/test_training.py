@@ -185,13 +185,13 @@ def test_metrics_go_on_after_the_restored_step(tmp_path):
 
 @pytest.mark.parametrize("stage", ["text_encoder", "autoencoder", "vocoder", "base"])
 def test_every_stage_learns_and_can_be_loaded(world, tmp_path, stage):
-    config = world.config(stage, steps=12, learning_rate=1e-3, warmup_steps=1, eval_every=1)
+    config = world.config(stage, steps=12, learning_rate=1e-3, warmup_steps=1, eval_every=6)
     if stage == "vocoder":
         config.crop_frames = 32
     state = loop.train(config, world.data_dir, tmp_path / "run")
     lines = _lines(tmp_path / "run")
     assert int(state["step"]) == 12 and all(math.isfinite(line["loss"]) for line in lines)
-    assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
+    assert lines[11]["validation/loss"] < lines[5]["validation/loss"]
     part = stages.PART_OF_STAGE[stage]
     files = model_folder.load(tmp_path / "run")
     assert part in files.params and files.tokenizer is not None
