@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -91,6 +92,9 @@ def train(
     init = training_state.make_init(stage.init_params, optimizer, config.seed)
     abstract = jax.eval_shape(init, start)
     state_shardings = partitioning.shardings(abstract, mesh, partitioning.RULES[stage.part])
+    if is_main:
+        table = parameter_overview.get_parameter_overview(abstract["params"], include_stats=False)
+        (workdir / "parameters.txt").write_text(f"{table}\n")
 
     # Restore, or initialise.
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_checkpoints)
