@@ -363,7 +363,7 @@ def test_signal_measures_by_hand():
         (dict(stem="drum"), 'did you mean "drums"'),
         (dict(method="sdedti"), 'did you mean "sdedit"'),
         (dict(instruction="  "), "instruction is empty"),
-        (dict(instruction="Add drums " * 100), "tokens, at most 32"),
+        (dict(instruction="Add drums " * 100), "tokens, at most 64"),
         (dict(strength=0.5), "sdedit"),
         (dict(method="sdedit", strength=0.0), "strength 0.0"),
         (dict(method="sdedit", stem_gain_db=1.0), "writes the full mix"),
