@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from subtractive_jax.errors import UserError
 
@@ -26,15 +26,22 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-# What ml_collections raises for a config that cannot be loaded, or a field that is not there.
-_CONFIG_ERRORS = (AttributeError, KeyError, OSError, TypeError, ValueError)
+# What absl raises for a bad flag, and ml_collections for a config that cannot be loaded or a field that is not there.
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except _CONFIG_ERRORS as error:
-        _fail(str(error.args[0] if error.args else error))
+        arguments = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS["config"].value, "stage", None)  # a file that is not there is an error only when read
+        return arguments
+    except _FLAG_ERRORS as error:
+        reason: Any = error
+        while isinstance(reason, Exception) and len(reason.args) == 1:  # ml_collections wraps one in another
+            reason = reason.args[0]
+        flag, _, raised = str(reason).partition("Error whilst parsing config file:")
+        _fail(flag + raised.strip().rpartition("\n")[2])  # without the traceback in between
 
 
 def run(main: Callable[[], None]) -> None:

@@ -330,16 +330,20 @@ def _train(*arguments, **options):
     )
 
 
-def test_unknown_config_field_is_one_line_with_a_guess(tmp_path):
-    process = _train(
-        "--config=configs/minimal.py",
-        "--config.train.stepz=3",
-        f"--data_dir={tmp_path}",
-        f"--workdir={tmp_path / 'run'}",
-    )
+@pytest.mark.parametrize(
+    ("config_flags", "said"),
+    [
+        (["--config=configs/minimal.py", "--config.train.stepz=3"], 'Did you mean "steps"'),
+        (["--config=configs/minimal.py:subtractiv"], 'unknown stage "subtractiv"'),
+        (["--config=configs/minimall.py"], "No such file or directory: 'configs/minimall.py'"),
+        (["--confg=configs/minimal.py"], "Did you mean: config"),
+    ],
+)
+def test_a_bad_config_is_one_line(tmp_path, config_flags, said):
+    process = _train(*config_flags, f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert len(errors.strip().splitlines()) == 1 and errors.startswith("error: ") and '"steps"' in errors
+    assert len(errors.strip().splitlines()) == 1 and errors.startswith("error: ") and said in errors
     assert not (tmp_path / "run").exists()
 
 
