@@ -10,6 +10,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Eight devices on few cores wait for one another longer than XLA's 40 seconds, after which it would abort.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
