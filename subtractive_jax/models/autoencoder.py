@@ -154,10 +154,10 @@ def mode(moments: jax.Array) -> jax.Array:
     return jnp.split(moments, 2, axis=-1)[0]
 
 
-def sample_posterior(moments: jax.Array, key: jax.Array) -> jax.Array:
-    """A latent drawn from the posterior: [..., 2C] -> [..., C]."""
+def sample_posterior(moments: jax.Array, noise: jax.Array) -> jax.Array:
+    """A latent drawn from the posterior with standard normal `noise` [..., C]: [..., 2C] -> [..., C]."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
-    return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(0.5 * log_variance) * noise
 
 
 def kl_divergence(moments: jax.Array) -> jax.Array:

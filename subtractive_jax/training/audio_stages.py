@@ -75,9 +75,8 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
         moments = network.apply(params[part], image, method="encode")
         latent = autoencoder.mode(moments)
         if train:
-            _, log_variance = jnp.split(moments, 2, axis=-1)
             keys = example_keys(config.seed, "posterior", step, batch["row"])
-            latent += jnp.exp(0.5 * log_variance) * example_noise(keys, latent.shape[1:])
+            latent = autoencoder.sample_posterior(moments, example_noise(keys, latent.shape[1:]))
         l1 = jnp.abs(network.apply(params[part], latent, method="decode") - image).mean(axis=(1, 2, 3))
         kl = autoencoder.kl_divergence(moments)
         weight = jnp.ones_like(l1)

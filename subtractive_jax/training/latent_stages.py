@@ -165,10 +165,11 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
         def uniform(name: str) -> jax.Array:
             return jax.vmap(jax.random.uniform)(keys(name))
 
-        mean, log_variance = jnp.split(batch["target"].astype(jnp.float32), 2, axis=-1)
-        latent = mean + jnp.exp(0.5 * log_variance) * example_noise(keys("posterior"), mean.shape[1:])
+        moments = batch["target"].astype(jnp.float32)
+        shape = autoencoder.mode(moments).shape[1:]
+        latent = autoencoder.sample_posterior(moments, example_noise(keys("posterior"), shape))
         latent = (latent - shift) * scale
-        noise = example_noise(keys("noise"), latent.shape[1:])
+        noise = example_noise(keys("noise"), shape)
         timestep = jnp.int32(uniform("timestep") * len(abar))
         inputs = schedule.add_noise(latent, noise, timestep, abar)
 
