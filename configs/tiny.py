@@ -56,10 +56,14 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         )
     )
     config.max_text_tokens = 64
+    config.text_padding = (
+        "masked"  # how texts fill max_text_tokens, see subtractive_jax/text.py: masked, tokens or zeros
+    )
     config.null_text = "empty"  # empty: states of the empty string; zeros: all-zero states
 
     config.text_encoder = ConfigDict(  # transformers' T5Config names
         dict(
+            model_type="t5",  # or clip_text_model, with CLIPTextConfig's names
             vocab_size=2048,
             d_model=256,
             d_kv=64,
@@ -85,6 +89,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     )
     config.vocoder = ConfigDict(  # HiFi-GAN's names
         dict(
+            model_type="hifigan",  # or griffin_lim, with iterations and momentum
             num_mels=64,
             upsample_initial_channel=128,
             upsample_rates=(5, 4, 4, 2),
@@ -108,8 +113,10 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             use_linear_projection=False,
             flip_sin_to_cos=True,
             freq_shift=0,
+            condition_dim=0,  # width of the text states where an adapter brings them to cross_attention_dim; 0: none
         )
     )
+    config.stem_tokens = True  # the denoiser learns a token for each stem; False: only the instruction names it
     config.schedule = ConfigDict(  # diffusers' scheduler names
         dict(
             num_train_timesteps=1000,
@@ -120,6 +127,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             timestep_spacing="trailing",
             steps_offset=0,
             set_alpha_to_one=True,
+            rescale_betas_zero_snr=False,
         )
     )
     # Scales belong to the model. Empty: the first diffusion stage sets them from the dataset's statistics.
@@ -141,6 +149,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             betas=(0.9, 0.99),
             weight_decay=0.01,
             clip_norm=1.0,
+            only=(),  # prefixes of the parameters to train, such as condition_adapter; empty: all
             ema_decay=0.999,
             log_every=50,
             eval_every=1_000,  # of the EMA parameters; fixed examples, timesteps and noise
@@ -150,7 +159,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         )
     )
     config.dropout = ConfigDict(dict(text=0.05, both=0.05, context=0.05))  # InstructPix2Pix, per example
-    config.sampling = ConfigDict(dict(steps=30, text_guidance=3.0, context_guidance=1.5, sdedit_strength=0.7))
+    config.sampling = ConfigDict(
+        dict(solver="ddim", steps=30, text_guidance=3.0, context_guidance=1.5, sdedit_strength=0.7)
+    )
 
     if stage == "text_encoder":
         config.train.update(dict(steps=2_000, batch_size=128, learning_rate=5e-4))

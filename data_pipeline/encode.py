@@ -1,4 +1,4 @@
-"""Windows of audio and their texts to what training reads: posterior moments and T5 states, both float16."""
+"""Windows of audio and their texts to what training reads: posterior moments and text states, both float16."""
 
 from typing import Any
 
@@ -45,6 +45,7 @@ class Encoders:
             "null_text_states": null_states.astype(np.float64).tolist(),
             "text_dim": null_states.shape[1],
             "max_text_tokens": self._model.config.max_text_tokens,
+            "text_padding": self._model.config.text_padding,
         }
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -52,7 +53,7 @@ class Encoders:
         return self._model.encode_audio(np.zeros((1, self._model.mel.window_samples), np.float32)).shape[1:]
 
     def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
-        """T5 states `[L, D]` float16 of each text, without padding.
+        """States `[L, D]` float16 of each text: of all positions that the denoiser may look at.
 
         Raises:
           UserError: a text has more tokens than the model reads.

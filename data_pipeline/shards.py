@@ -107,7 +107,7 @@ class WriteWindows(_WriteShards):
             self._data["stems"],
             rate,
             self._mel.window_samples,
-            self._mel.samples(self._data["window_hop_frames"]),
+            self._data["window_hop_frames"] * self._mel.hop_length,
             self._data["min_stem_level_db"],
             self._data["loudness_lufs"],
         ):

@@ -85,18 +85,20 @@ def from_audio(model: "Model", paths: list[str]) -> Iterator[dict[str, Any]]:
     Raises:
       UserError: a file is missing or not audio.
     """
-    rate, length = model.mel.sample_rate, model.mel.window_samples
+    rate, window_samples = model.mel.sample_rate, model.mel.window_samples
+    distance = model.mel.window_frames * model.mel.hop_length  # no frame is in two windows
     for path in tqdm(paths, unit="file", disable=None):
         audio, sample_rate = read_audio(path)
         mono = resample(to_mono(audio), sample_rate, rate)
         mono = mono * context_gain(mono, rate, model.config.data.loudness_lufs)
-        windows = np.pad(mono, (0, -len(mono) % length)).reshape(-1, length).astype(np.float32)
+        padded = np.pad(mono, (0, window_samples)).astype(np.float32)
+        windows = np.stack([padded[start : start + window_samples] for start in range(0, len(mono), distance)])
         for index, moments in enumerate(model.encode_audio(windows)):
             yield row(
                 moments,
                 song_id=Path(path).stem,
                 split="",
-                start_seconds=index * length / rate,
+                start_seconds=index * distance / rate,
                 stem="",
                 tags="{}",
                 instruction="",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 import subtractive_jax
 from launch import program
 from subtractive_jax import page
+from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation.audio import FORMATS, read_audio, write_audio
 from subtractive_jax.sampling import gates
@@ -48,6 +49,7 @@ flags.DEFINE_string("stem", "drums", "The stem to insert.")
 flags.DEFINE_bool("remove", False, "Take the stem out first; --input is a folder of stems.")
 flags.DEFINE_integer("num_candidates", 1, "Stems to draw, with seeds from --seed on; the best comes first.")
 flags.DEFINE_integer("seed", 0, "The same seed gives the same stem.")
+flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given.")
 flags.DEFINE_integer("steps", None, "Denoising steps; the model's own unless given.")
 flags.DEFINE_float("text_guidance", None, "How strongly to follow the instruction; the model's own unless given.")
 flags.DEFINE_float("context_guidance", None, "How strongly to follow the music; the model's own unless given.")
@@ -59,6 +61,7 @@ flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
 flags.DEFINE_string("format", "wav", f"Of the audio files: {', '.join(FORMATS)}.")
 
 OPTIONS = (  # of `Model.insert`, passed on as they are
+    "solver",
     "steps",
     "text_guidance",
     "context_guidance",
@@ -81,6 +84,7 @@ class Job:
     remove: bool
     num_candidates: int
     seed: int
+    solver: str | None
     steps: int | None
     text_guidance: float | None
     context_guidance: float | None
@@ -247,7 +251,7 @@ def page_row(result: Mapping[str, Any], players: list[tuple[str, str]]) -> page.
         "Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
         "Flags": measured["flags"],
     }
-    names = ("stem", "method", "seed", "steps", "text_guidance", "context_guidance", "strength", "model")
+    names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
     return page.Row(result["id"], result["instruction"], players, settings, figures)
 

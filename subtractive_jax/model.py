@@ -15,12 +15,12 @@ from subtractive_jax.diffusion import guidance
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.mel import Mel
 from subtractive_jax.sampling.insert import insert as _insert
-from subtractive_jax.text import tokenize
+from subtractive_jax.text import special_tokens, tokenize, visible
 from subtractive_jax.training import partitioning
+from subtractive_jax.vocoder.griffin_lim import GriffinLim
 from subtractive_jax.weights import model_folder
 
 VOCODER_HALO_FRAMES = 32  # HiFi-GAN hears 20 frames to either side
-_SILENCE = -1.0  # in a mel image
 
 
 class Model:
@@ -39,6 +39,10 @@ class Model:
         self.name = name
         self.config = files.config
         self.mel = Mel.from_config(files.config.representation)
+        vocoder = files.config.vocoder
+        self._griffin_lim = None
+        if vocoder.model_type == "griffin_lim":
+            self._griffin_lim = GriffinLim(self.mel, vocoder.iterations, vocoder.momentum)
         self._tokenizer = files.tokenizer
         self._windows_per_device = windows_per_device
         mesh = partitioning.make_mesh(-1, 1, jax.local_devices())
@@ -64,17 +68,19 @@ class Model:
         return self._params[part]
 
     def encode_text(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts to T5 states [B, max_text_tokens, D] float32 and the mask of tokens [B, max_text_tokens] bool.
+        """Texts to states [B, max_text_tokens, D] float32, and which of them the denoiser may look at [B, ...] bool.
 
         Raises:
           UserError: a text is longer than `config.max_text_tokens`.
         """
         if self._tokenizer is None:
             raise UserError(f'model "{self.name}" has no tokenizer, so it cannot read text')
-        ids, mask = tokenize(self._tokenizer, texts, self.config.max_text_tokens)
+        special = special_tokens(self.config.text_encoder)
+        ids, mask = tokenize(self._tokenizer, texts, self.config.max_text_tokens, special)
         more = (1 << (len(ids) - 1).bit_length()) - len(ids)  # few different batch sizes to compile
         padded = np.pad(ids, ((0, more), (0, 0))), np.pad(mask, ((0, more), (0, 0)))
-        return np.array(self._text_states(self.params("text_encoder"), *padded))[: len(ids)], mask
+        states = np.array(self._text_states(self.params("text_encoder"), *padded))[: len(ids)]
+        return visible(states, mask, self.config.text_padding)
 
     def encode_image(self, audio: np.ndarray) -> np.ndarray:
         """Windows [windows, window_samples] at the model's rate to mel images [windows, n_mels, frames, 1]."""
@@ -90,21 +96,26 @@ class Model:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Unscaled latents [windows, F, T, C] to mono audio [windows, window_samples] at the model's rate."""
+        images = self.decode_image(latents)
+        if self._griffin_lim:
+            return self._in_batches(self._griffin_lim_audio, None, images)
         halo = ((0, 0), (0, 0), (VOCODER_HALO_FRAMES,) * 2, (0, 0))
-        return self._vocode(np.pad(self.decode_image(latents), halo, constant_values=_SILENCE))
+        return self._hifigan(np.pad(images, halo, constant_values=self.mel.silence))[:, : self.mel.window_samples]
 
     def vocode(self, image: np.ndarray) -> np.ndarray:
-        """A mel image of any length [n_mels, frames, 1] to mono audio [frames * hop_length] at the model's rate.
+        """A mel image of any length [n_mels, frames, 1] to mono audio [mel.samples(frames)] at the model's rate.
 
-        In chunks of a window's length that overlap by more than the vocoder hears, so that memory is bounded and no
-        seam can be heard.
+        In chunks of a window's length, so that memory is bounded. Where HiFi-GAN renders them they overlap by more than
+        it hears, so that no seam can be heard; for Griffin-Lim see `GriffinLim.song`.
         """
+        if self._griffin_lim:
+            return self._griffin_lim.song(image)
         frames, window = image.shape[1], self.mel.window_frames
         chunks = math.ceil(frames / window)
         after = chunks * window - frames + VOCODER_HALO_FRAMES
-        padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES, after), (0, 0)), constant_values=_SILENCE)
+        padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES, after), (0, 0)), constant_values=self.mel.silence)
         length = window + 2 * VOCODER_HALO_FRAMES
-        audio = self._vocode(np.stack([padded[:, i * window : i * window + length] for i in range(chunks)]))
+        audio = self._hifigan(np.stack([padded[:, i * window : i * window + length] for i in range(chunks)]))
         return audio.reshape(-1)[: self.mel.samples(frames)]
 
     def denoise(
@@ -151,9 +162,14 @@ class Model:
         return np.concatenate([np.asarray(output) for output in outputs])[:count]
 
     def _jit(self, function: Callable, batched: int, shared: int = 0) -> Callable:
-        """Compiles `function(params, *batched, *shared)` with the batches split over the devices."""
-        shardings = (self._whole, *(self._split,) * batched, *(self._whole,) * shared)
-        return jax.jit(function, in_shardings=shardings, out_shardings=self._split)
+        """Compiles `function(params, *batched, *shared)` with the batches split over the devices.
+
+        Each device computes its own windows: left to itself, XLA computes every FFT on all devices.
+        """
+        specs = (self._whole.spec, *(self._split.spec,) * batched, *(self._whole.spec,) * shared)
+        # Unchecked: loops inside start from constants, which the check would have every function mark as varying.
+        mesh, out_spec = self._split.mesh, self._split.spec
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_spec, check_vma=False))
 
     @functools.cached_property
     def _text_states(self) -> Callable:
@@ -166,19 +182,26 @@ class Model:
     @functools.cached_property
     def _moments(self) -> Callable:
         network = parts.network("autoencoder", self.config)
-        return self._jit(lambda p, audio: network.apply(p, self.mel.encode(audio), method="encode"), batched=1)
+        return self._jit(lambda p, audio: network.apply(p, self.mel.encode(audio), method="encode_grey"), batched=1)
 
     @functools.cached_property
     def _decoded(self) -> Callable:
-        return self._jit(functools.partial(parts.network("autoencoder", self.config).apply, method="decode"), batched=1)
-
-    def _vocode(self, images: np.ndarray) -> np.ndarray:
-        """Images [chunks, n_mels, window_frames and a halo on either side, 1] to audio [chunks, window_samples]."""
-        return self._in_batches(self._audio, self.params("vocoder"), images)
+        network = parts.network("autoencoder", self.config)
+        return self._jit(functools.partial(network.apply, method="decode_grey"), batched=1)
 
     @functools.cached_property
-    def _audio(self) -> Callable:
-        network, halo = parts.network("vocoder", self.config), self.mel.samples(VOCODER_HALO_FRAMES)
+    def _griffin_lim_audio(self) -> Callable:
+        assert self._griffin_lim
+        audio = self._griffin_lim.audio
+        return self._jit(lambda _, images: jax.lax.map(audio, images), batched=1)  # one by one: spectra are large
+
+    def _hifigan(self, images: np.ndarray) -> np.ndarray:
+        """Images [chunks, n_mels, frames and a halo on either side, 1] to audio [chunks, frames * hop_length]."""
+        return self._in_batches(self._hifigan_audio, self.params("vocoder"), images)
+
+    @functools.cached_property
+    def _hifigan_audio(self) -> Callable:
+        network, halo = parts.network("vocoder", self.config), VOCODER_HALO_FRAMES * self.mel.hop_length
 
         def audio(params: Any, images: jax.Array) -> jax.Array:
             return network.apply(params, self.mel.log_magnitude(images).swapaxes(1, 2))[:, halo:-halo]

@@ -143,6 +143,7 @@ def write_latents(
     metadata = dict(
         representation=config.representation.to_dict(),
         config_hash=fingerprint.dataset_hash(config.representation.to_dict(), *hashes, records.SCHEMA_VERSION),
+        text_padding=config.text_padding,
         null_text_states=np.ones((1, width)).tolist(),
         latent_mean=[0.5] * channels,
         latent_std=[2.0] * channels,

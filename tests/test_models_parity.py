@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from subtractive_jax.models import autoencoder, layers, t5, unet
+from subtractive_jax.models import autoencoder, clip_text, layers, t5, unet
 from subtractive_jax.models.network import Network, Params
 from subtractive_jax.vocoder import hifigan, losses
 from subtractive_jax.weights.torch_layout import from_torch, to_torch
@@ -26,13 +26,16 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def _imported(model: Any, network: Network) -> Params:
-    """Random weights put into `model` and read from it; they must come back bit for bit."""
+def _imported(model: Any, network: Network, prefix: str = "") -> Params:
+    """Random weights put into `model` and read from it; they must come back bit for bit.
+
+    `prefix` is what published names have before the names of `model`.
+    """
     model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
-    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    tensors = {prefix + name: tensor.numpy() for name, tensor in model.state_dict().items()}
     params = from_torch(tensors, network.shapes())
     for name, tensor in to_torch(params).items():
         np.testing.assert_array_equal(tensor, tensors[name], strict=True)
@@ -82,6 +85,31 @@ def test_t5_encoder(feed_forward_proj):
     _assert_close(states[valid], reference[torch.tensor(valid)])
 
 
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
+def test_clip_text_encoder(hidden_act):
+    fields = dict(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=12,
+        hidden_act=hidden_act,
+        layer_norm_eps=1e-5,
+    )
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**fields))
+    network = clip_text.encoder(ConfigDict(fields))
+    params = _imported(model, network, prefix="text_model.")  # transformers 5 leaves it out
+    ids = np.random.default_rng().integers(0, 99, (2, 12))
+
+    reference = model(input_ids=torch.tensor(ids)).last_hidden_state
+    states = jax.jit(network.apply)(params, jnp.asarray(ids), jnp.ones((2, 12)))
+    _assert_close(states, reference)
+
+    alone = jax.jit(network.apply)(params, jnp.asarray(ids[:, :7]), jnp.ones((2, 7)))
+    _assert_close(alone, reference[:, :7])  # whatever comes later
+
+
 UNETS = {
     "stable_diffusion_1": dict(
         block_out_channels=(16, 32, 32, 32),
@@ -111,8 +139,9 @@ UNETS = {
 @pytest.mark.parametrize("name", UNETS)
 def test_unet(name):
     fields = dict(UNETS[name], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5)
+    ours = ConfigDict(dict(fields, condition_dim=0))
     model = diffusers.UNet2DConditionModel(in_channels=6, out_channels=3, sample_size=16, **fields)
-    network = unet.denoiser(ConfigDict(fields), in_channels=6, out_channels=3)
+    network = unet.denoiser(ours, in_channels=6, out_channels=3)
     params = _imported(model, network)
     x, text = _random(2, 8, 16, 6), _random(2, 7, 24)
     timestep = np.array([3, 901])
@@ -123,6 +152,28 @@ def test_unet(name):
         _channels_first(x), torch.tensor(timestep), torch.tensor(text), encoder_attention_mask=torch.tensor(mask)
     ).sample
     output = jax.jit(network.apply)(params, x, timestep, text, mask)
+
+    _assert_close(output, reference.permute(0, 2, 3, 1))
+
+
+def test_unet_behind_auffusions_condition_adapter():
+    fields = dict(
+        UNETS["stable_diffusion_1"], cross_attention_dim=24, norm_num_groups=8, norm_eps=1e-5, condition_dim=20
+    )
+    unet_fields = {name: value for name, value in fields.items() if name != "condition_dim"}
+    model = diffusers.UNet2DConditionModel(in_channels=4, out_channels=4, sample_size=16, **unet_fields)
+    adapter = model.condition_adapter = torch.nn.Module()
+    adapter.proj, adapter.norm = torch.nn.Linear(20, 24), torch.nn.LayerNorm(24)
+    network = unet.denoiser(ConfigDict(fields), in_channels=4, out_channels=4)
+    params = _imported(model, network)
+    x, text, timestep = _random(2, 8, 16, 4), _random(2, 7, 20), np.array([3, 901])
+    text[0, 4:] = 0.0  # a text padded with zeros
+    text[1] = 0.0  # the null text
+
+    adapted = adapter.norm(adapter.proj(torch.tensor(text)))
+    adapted[1] = 0.0
+    reference = model(_channels_first(x), torch.tensor(timestep), adapted).sample
+    output = jax.jit(network.apply)(params, x, timestep, text, np.ones((2, 7), bool))
 
     _assert_close(output, reference.permute(0, 2, 3, 1))
 
@@ -241,6 +292,7 @@ def _networks(dtype: Any) -> dict[str, tuple[Network, tuple[np.ndarray, ...], st
     small = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
     image = dict(small, in_channels=1, out_channels=1, latent_channels=4, mid_block_add_attention=True)
     unet_fields = dict(UNETS["heads_per_block_linear_projection"], **small, norm_eps=1e-5, cross_attention_dim=24)
+    unet_fields["condition_dim"] = 0
     text, mask, stem = np.ones((2, 5, 24), np.float32), np.ones((2, 5), bool), np.array([0, 1])
     denoiser = unet.denoiser(ConfigDict(unet_fields), 6, 3, num_stems=2, dtype=dtype)
     inputs = np.random.default_rng(0)

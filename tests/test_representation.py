@@ -9,18 +9,23 @@ import numpy as np
 import pyloudnorm
 import pytest
 import soundfile
+import torch
 
-from configs import tiny
+from configs import auffusion, riffusion, tiny
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation import audio
 from subtractive_jax.representation.level import context_gain
-from subtractive_jax.representation.mel import AUFFUSION, Mel, mel_filters
+from subtractive_jax.representation.mel import Mel, mel_filters
 
-TINY = Mel.from_config(tiny.get_config().representation)
+TINY, AUFFUSION, RIFFUSION = (Mel.from_config(c.get_config().representation) for c in (tiny, auffusion, riffusion))
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 0.1
+
+
+def assert_relative(found, expected, tolerance=1e-4):
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("scale", ["slaney", "htk"])
@@ -42,37 +47,82 @@ def test_filter_bank_is_librosas(scale, norm, rate, n_fft, n_mels, fmin, fmax):
 
 
 @pytest.mark.parametrize("mel", [TINY, AUFFUSION])
-def test_image_is_that_of_librosas_stft(mel):
-    x = noise(2, 16_123)
+def test_image_is_that_of_auffusions_front_end(mel):
+    x = torch.tensor(noise(2, 3 * mel.sample_rate + 123))
     padding = (mel.n_fft - mel.hop_length) // 2
-    padded = np.pad(x, ((0, 0), (padding, padding)), mode="reflect")
-    spectrum = librosa.stft(padded, n_fft=mel.n_fft, hop_length=mel.hop_length, win_length=mel.win_length, center=False)
+    padded = torch.nn.functional.pad(x[:, None], (padding, padding), mode="reflect")[:, 0]
+    window = torch.hann_window(mel.win_length)
+    spectrum = torch.view_as_real(
+        torch.stft(padded, mel.n_fft, mel.hop_length, mel.win_length, window, center=False, return_complex=True)
+    )
+    magnitude = torch.sqrt(spectrum.pow(2).sum(-1) + 1e-9)
     filters = librosa.filters.mel(sr=mel.sample_rate, n_fft=mel.n_fft, n_mels=mel.n_mels, fmin=mel.fmin, fmax=mel.fmax)
-    log = np.log(np.maximum(filters @ np.sqrt(np.abs(spectrum) ** 2 + 1e-9), mel.log_floor))
-    expected = (log - np.log(mel.log_floor)) / (np.log(mel.log_ceiling) - np.log(mel.log_floor)) * 2 - 1
-    image = np.asarray(mel.encode(x))
-    assert image.shape == (2, mel.n_mels, 16_123 // mel.hop_length, 1)
-    np.testing.assert_allclose(image[:, ::-1, :, 0] if mel.flip else image[..., 0], expected, atol=1e-4)
+    log = torch.log(torch.clamp(torch.tensor(filters) @ magnitude, min=mel.log_floor))
+    low, high = np.log(mel.log_floor), np.log(mel.log_ceiling)
+    expected = torch.clamp((log - low) / (high - low), 0.0, 1.0)
+    if mel.flip:
+        expected = expected.flip(1)
+    image = np.asarray(mel.encode(x.numpy()))
+    assert image.shape == (2, mel.n_mels, x.shape[1] // mel.hop_length, 1)
+    assert_relative(image[..., 0], 2.0 * expected.numpy() - 1.0)
 
 
-@pytest.mark.parametrize("mel", [TINY, AUFFUSION])
+def test_image_is_that_of_riffusions_front_end():
+    mel = RIFFUSION
+    x = torch.tensor(noise(2, 3 * mel.sample_rate + 123))
+    window = torch.hann_window(4_410)
+    spectrum = torch.stft(
+        x, 17_640, 441, 4_410, window, center=True, pad_mode="reflect", normalized=False, return_complex=True
+    )
+    filters = librosa.filters.mel(sr=44_100, n_fft=17_640, n_mels=512, fmin=0, fmax=10_000, htk=True, norm=None)
+    magnitude = torch.tensor(filters) @ spectrum.abs()
+    assert magnitude.max() < mel.power_ceiling, "nothing to clip in this comparison"
+    grey = 255.0 - 255.0 * (magnitude / mel.power_ceiling).pow(0.25)
+    expected = 2.0 * grey.flip(1).numpy() / 255.0 - 1.0
+    image = np.asarray(mel.encode(x.numpy()))
+    assert image.shape == (2, 512, x.shape[1] // 441 + 1, 1)
+    assert_relative(image[..., 0], expected)
+
+
+@pytest.mark.parametrize("mel", [TINY, AUFFUSION, RIFFUSION])
 def test_image_and_magnitude_are_inverses(mel):
-    magnitude = np.exp(np.random.default_rng(1).uniform(np.log(1e-5), np.log(500.0), (3, mel.n_mels, 7)))
+    loudest = max(mel.log_ceiling, mel.power_ceiling)
+    magnitude = np.exp(np.random.default_rng(1).uniform(np.log(1e-5), np.log(loudest), (3, mel.n_mels, 7)))
     image = mel.image(jnp.asarray(magnitude, jnp.float32))
-    np.testing.assert_allclose(mel.magnitude(image), magnitude, rtol=1e-4)
-    np.testing.assert_allclose(mel.log_magnitude(image), np.log(magnitude), atol=1e-4)
+    np.testing.assert_allclose(mel.magnitude(image), magnitude, rtol=1e-3 if mel.power_exponent else 1e-4, atol=1e-7)
+    np.testing.assert_allclose(mel.log_magnitude(image), np.log(magnitude), atol=1e-3 if mel.power_exponent else 1e-4)
+    values = np.random.default_rng(2).uniform(-0.99, 0.99, (3, mel.n_mels, 7, 1)).astype(np.float32)
+    np.testing.assert_allclose(mel.image(mel.magnitude(values)), values, atol=1e-5)
 
 
-def test_floor_and_ceiling_are_the_ends_of_the_range():
-    magnitude = jnp.array([[0.0], [TINY.log_floor], [TINY.log_ceiling], [10 * TINY.log_ceiling]])
-    image = np.asarray(TINY.image(magnitude))[:, 0, 0]
-    np.testing.assert_allclose(image[:3], [-1, -1, 1], atol=1e-6)
-    assert image[3] > 1, "loud music is not clipped"
+@pytest.mark.parametrize("mel", [TINY, AUFFUSION, RIFFUSION])
+def test_silence_and_ceiling_are_the_ends_of_the_range(mel):
+    loudest = max(mel.log_ceiling, mel.power_ceiling)
+    magnitude = jnp.array([[0.0], [mel.log_floor], [loudest], [10 * loudest]])
+    image = mel.image(magnitude)
+    rows = np.asarray(image)[::-1, 0, 0] if mel.flip else np.asarray(image)[:, 0, 0]
+    np.testing.assert_allclose(rows, np.array([1, 1, -1, -1]) * mel.silence, atol=1e-6)
+    assert mel.silence == (1.0 if mel is RIFFUSION else -1.0)
+    np.testing.assert_allclose(mel.encode(np.zeros(3 * mel.n_fft, np.float32)).mean(), mel.silence, atol=0.3)
+    beyond = mel.magnitude(jnp.array([[[-1.5]], [[1.5]]]) * mel.silence)
+    np.testing.assert_allclose(np.sort(np.ravel(beyond)), [mel.log_floor, loudest], rtol=1e-4)
 
 
-def test_lengths():
-    assert TINY.window_samples == 512 * 160 == TINY.samples(512)
-    assert TINY.frames(TINY.window_samples + 159) == 512
+@pytest.mark.parametrize("mel, seconds", [(TINY, 5.12), (AUFFUSION, 10.24), (RIFFUSION, 5.11)])
+def test_lengths(mel, seconds):
+    assert mel.window_samples == mel.samples(mel.window_frames) == round(seconds * mel.sample_rate)
+    for more in (0, mel.hop_length - 1):
+        assert mel.frames(mel.window_samples + more) == mel.window_frames
+        audio = jax.ShapeDtypeStruct((3, mel.window_samples + more), jnp.float32)
+        assert jax.eval_shape(mel.encode, audio).shape == (3, mel.n_mels, mel.window_frames, 1)
+
+
+@pytest.mark.parametrize("mel", [TINY, dataclasses.replace(TINY, framing="centered", win_length=600)])
+def test_inverse_stft(mel):
+    x = noise(2, 50 * mel.hop_length)
+    inverse = mel.istft(mel.stft(x))
+    assert inverse.shape == (2, 50 * mel.hop_length)
+    np.testing.assert_allclose(inverse, x, atol=1e-6)
 
 
 def test_gradient_is_finite_in_silence():
@@ -90,6 +140,23 @@ def test_unknown_missing_and_impossible_fields():
         Mel.from_config(fields | {"mel_scale": "slany"})
     with pytest.raises(UserError, match="fmax"):
         Mel.from_config(fields | {"fmax": 9000.0})
+    with pytest.raises(UserError, match='did you mean "centered"'):
+        Mel.from_config(fields | {"framing": "centred"})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(power_exponent=0.25, power_ceiling=100.0), "give either log_floor and log_ceiling, or"),
+        (dict(log_floor=0.0, log_ceiling=0.0), "give either log_floor and log_ceiling, or"),
+        (dict(log_floor=0.0), "0 < log_floor < log_ceiling"),
+        (dict(log_floor=0.0, log_ceiling=0.0, power_ceiling=100.0), "power_exponent > 0"),
+    ],
+)
+def test_one_compression_is_given_whole(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        dataclasses.replace(TINY, **changes)
+    assert "\n" not in str(error.value)
 
 
 def test_gain_brings_the_context_to_the_target():

@@ -117,7 +117,7 @@ def jobs(place, sample):
     """A jobs file of which most lines are broken; its output replaces an earlier one."""
     good = {"input": "song.wav", "instruction": "Add rock drums"}
     lines = [
-        {"id": "good", **good, "seed": 3, "steps": 3, "format": "flac"},
+        {"id": "good", **good, "seed": 3, "steps": 3, "solver": "pndm", "format": "flac"},
         {"id": "removed", "input": "stems", "remove": True, "instruction": "Add jazzy drums", "start": 0.2, "end": 0.9},
         {"id": "baseline", **good, "method": "sdedit", "strength": 0.5},
         {"id": "stem", **good, "stem": "drum"},
@@ -143,7 +143,9 @@ def jobs(place, sample):
     (place / "jobs.jsonl").write_text(text)
     (place / "many").mkdir()
     (place / "many" / "summary.jsonl").write_text("of an earlier run\n")
-    result = sample("--model=model", "--jobs=jobs.jsonl", "--output=many", "--steps=2", "--overwrite")
+    result = sample(
+        "--model=model", "--jobs=jobs.jsonl", "--output=many", "--steps=2", "--solver=dpmsolver++", "--overwrite"
+    )
     _refused(result, "19 of 22 jobs failed", "summary.jsonl")
     return place / "many"
 
@@ -156,6 +158,7 @@ def test_good_jobs_are_done_beside_broken_ones(jobs):
     done = {line["id"]: line["result"] for line in _summary(jobs) if line["status"] == "done"}
     assert list(done) == ["good", "removed", "baseline"]
     assert done["good"]["seed"] == 3 and done["good"]["steps"] == 3  # the line's own
+    assert done["good"]["solver"] == "pndm" and done["removed"]["solver"] == "dpmsolver++"
     assert done["removed"]["steps"] == 2  # the command line's
     assert done["baseline"]["estimated"] and done["baseline"]["strength"] == 0.5
     assert {path.name for path in jobs.iterdir()} == {*done, "summary.jsonl", "index.html"}

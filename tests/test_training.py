@@ -222,6 +222,30 @@ def test_subtractive_goes_on_from_a_denoiser_for_the_same_task(world, uninterrup
     assert set(stages.prepare(config, world.data_dir)[0]) == {"base_denoiser"}
 
 
+def test_only_named_parameters_learn_and_the_run_goes_on(world, tmp_path):
+    def config(steps):
+        return world.config(only=("conv_in",), schedule="constant", steps=steps, warmup_steps=0)
+
+    def learnt(state):
+        return state["params"]["denoiser"]["conv_in"]
+
+    base = model_folder.load(world.parent).params["base_denoiser"]
+    whole = loop.train(config(4), world.data_dir, tmp_path / "whole")
+    others = {name: leaf for name, leaf in whole["params"]["denoiser"].items() if name in base and name != "conv_in"}
+    assert _difference(others, {name: base[name] for name in others}) == 0.0
+    moments = [leaf.shape for leaf in jax.tree.leaves(whole["opt_state"]) if leaf.ndim]
+    assert sorted(moments) == sorted([leaf.shape for leaf in jax.tree.leaves(learnt(whole))] * 2)
+
+    stopped = loop.train(config(2), world.data_dir, tmp_path / "parts")
+    assert _difference(learnt(whole), learnt(stopped)) > 0.0
+    assert _difference(whole, loop.train(config(4), world.data_dir, tmp_path / "parts")) == 0.0
+
+    with pytest.raises(UserError, match="steps=2 must be above train.warmup_steps=2"):
+        loop.train(world.config(steps=2), world.data_dir, tmp_path / "none")
+    with pytest.raises(UserError, match="train.only: no parameter is called"):
+        loop.train(world.config(only=("conv",)), world.data_dir, tmp_path / "none")
+
+
 def test_meshes_agree(world):
     config = world.config()
     start, inherited = stages.prepare(config, world.data_dir)
@@ -356,6 +380,30 @@ def test_datasets_of_other_encoders_are_refused_with_both_hashes(world, tmp_path
     with pytest.raises(UserError, match=f"f00.*{metadata['config_hash']}"):
         loop.train(world.config(), other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_padded_otherwise_are_refused(world, tmp_path):
+    config = world.config()
+    config.text_padding = "zeros"
+    parent = model_folder.load(world.parent)
+    parent.config.text_padding = "zeros"
+    model_folder.save(tmp_path / "parent", parent, "float32", card="Noise.\n")
+    config.init_from = str(tmp_path / "parent")
+    with pytest.raises(UserError, match="text_padding=masked, this run has config.text_padding=zeros"):
+        loop.train(config, world.data_dir, tmp_path / "run")
+
+
+def test_griffin_lim_is_a_vocoder_without_parameters(world, tmp_path):
+    config = world.config(steps=3)
+    parent = model_folder.load(world.parent)
+    del parent.params["vocoder"]
+    for owner in (config, parent.config):
+        with owner.unlocked():
+            owner.vocoder = dict(model_type="griffin_lim", iterations=2, momentum=0.99)
+    model_folder.save(tmp_path / "parent", parent, "float32", card="Noise.\n")
+    config.init_from = str(tmp_path / "parent")
+    loop.train(config, world.data_dir, tmp_path / "run")
+    assert "vocoder" not in model_folder.load(tmp_path / "run").params
 
 
 def test_changed_config_on_resume_names_the_field_and_both_values(world, uninterrupted):

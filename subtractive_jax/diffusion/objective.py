@@ -1,5 +1,7 @@
 """What the denoiser predicts, and how it is read: epsilon (Ho et al. 2020) or v (Salimans & Ho 2022, appendix D)."""
 
+import numpy as np
+
 from subtractive_jax.diffusion.schedule import Array, signal_and_noise_rate
 from subtractive_jax.errors import unknown_name
 
@@ -20,15 +22,17 @@ def target(prediction_type: str, x: Array, noise: Array, t: Array, abar: Array) 
     raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
-def to_x0_eps(prediction_type: str, output: Array, x_t: Array, t: Array, abar: Array) -> tuple[Array, Array]:
-    """The clean data and the noise which the denoiser's `output` at `x_t` [B, ...] and `t` ([B] or scalar) stands for.
+def reading(prediction_type: str, abar: np.ndarray) -> np.ndarray:
+    """What an output stands for: matrices [..., 2, 2] with (x0, noise) = matrix (x_t, output), for shares `abar` [...].
 
     Raises:
       UserError: unknown `prediction_type`.
     """
-    signal, noise_rate = signal_and_noise_rate(abar, t, x_t)
+    signal, noise_rate = np.sqrt(abar), np.sqrt(1.0 - abar)
     if prediction_type == "epsilon":
-        return (x_t - noise_rate * output) / signal, output
-    if prediction_type == "v_prediction":
-        return signal * x_t - noise_rate * output, signal * output + noise_rate * x_t
-    raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
+        rows = [[1.0 / signal, -noise_rate / signal], [np.zeros_like(abar), np.ones_like(abar)]]
+    elif prediction_type == "v_prediction":
+        rows = [[signal, -noise_rate], [noise_rate, signal]]
+    else:
+        raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))

@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation.audio import resample
-from subtractive_jax.representation.mel import hann, mel_filters
+from subtractive_jax.representation.mel import mel_filters
+from subtractive_jax.representation.stft import hann
 
 MUSICNN_FILE = Path(sys.prefix) / "share" / "subtractive_jax" / "musicnn.safetensors"  # launch.convert writes it
 
@@ -59,7 +60,7 @@ class MusiCNN:
         """Mono `[samples]` at 16 kHz to log10(1 + 10000 mel power) `[1 + samples // 256, 96]`."""
         padded = np.pad(audio, self.n_fft // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop_length]
-        power = np.abs(np.fft.rfft(frames * hann(self.n_fft, self.n_fft))) ** 2
+        power = np.abs(np.fft.rfft(frames * hann(self.n_fft))) ** 2
         filters = mel_filters(self.sample_rate, self.n_fft, self.n_mels, 0.0, self.sample_rate / 2)
         return np.log10(1.0 + 10_000.0 * (power @ filters.T)).astype(np.float32)
 

@@ -122,6 +122,7 @@ class AutoencoderKL(nnx.Module):
 
     def __init__(self, config: Any, dtype: DTypeLike, rngs: nnx.Rngs):
         latent = config.latent_channels
+        self.in_channels = config.in_channels
         self.encoder = _Encoder(config, dtype, rngs)
         self.decoder = _Decoder(config, dtype, rngs)
         self.quant_conv = Conv(2 * latent, 2 * latent, (1, 1), dtype=dtype, rngs=rngs)
@@ -134,13 +135,21 @@ class AutoencoderKL(nnx.Module):
     def decode(self, z: jax.Array) -> jax.Array:
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
+    def encode_grey(self, x: jax.Array) -> jax.Array:
+        return self.encode(jnp.repeat(x, self.in_channels, axis=-1))
+
+    def decode_grey(self, z: jax.Array) -> jax.Array:
+        return self.decode(z)[..., :1]
+
 
 def kl(config: Any, dtype: DTypeLike = jnp.float32) -> Network:
-    """The autoencoder as two methods (`network.apply(params, x, method="encode")`).
+    """The autoencoder as four methods (`network.apply(params, x, method="encode")`).
 
     - `encode(x [B, F, T, in_channels]) -> moments [B, F/r, T/r, 2C]` float32, r = 2^(blocks - 1); log-variance clipped
       to [-30, 20].
     - `decode(z [B, F/r, T/r, C]) -> [B, F, T, out_channels]` float32; takes and gives unscaled latents.
+    - `encode_grey` and `decode_grey`: the same for images of one channel, which is repeated on entry; of what comes
+      back the first channel counts, as in Riffusion and Auffusion.
 
     Args:
       config: diffusers' `AutoencoderKL` fields; `block_out_channels` decides the number of blocks.

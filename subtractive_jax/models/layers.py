@@ -170,23 +170,28 @@ class GroupNorm(nnx.Module):
 
 
 def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention [B, N, heads, D] a block of queries at a time, so that the scores stay in the cache.
+    """Attention [B, N, heads, D], one head and one block of queries at a time, so that the scores stay in the cache.
 
     Rabe and Staats 2021, arXiv:2112.05682; the gradient computes the scores again.
     """
-    length = q.shape[1]
+    batch, length, heads, _ = q.shape
     if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
         return jax.nn.dot_product_attention(q, k, v)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    blocks = q.reshape(q.shape[0], -1, _QUERY_BLOCK, *q.shape[2:]).transpose(1, 0, 3, 2, 4)
+    queries = q.reshape(batch, -1, _QUERY_BLOCK, heads, q.shape[-1]).transpose(3, 1, 0, 2, 4)
+    keys, values = k.transpose(2, 0, 3, 1) * q.shape[-1] ** -0.5, v.transpose(2, 0, 1, 3)
 
-    @jax.checkpoint
-    def attend(block: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bhqd,bhkd->bhqk", block, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * block.shape[-1] ** -0.5)
-        return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+    def attend_with_head(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        blocks, keys, values = head
 
-    return jax.lax.map(attend, blocks).transpose(1, 0, 3, 2, 4).reshape(q.shape)
+        @jax.checkpoint
+        def attend(block: jax.Array) -> jax.Array:
+            scores = jnp.matmul(block, keys, preferred_element_type=jnp.float32)
+            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+            return jnp.matmul(weights.astype(v.dtype), values) / weights.sum(-1, keepdims=True).astype(v.dtype)
+
+        return jax.lax.map(attend, blocks)
+
+    return jax.lax.map(attend_with_head, (queries, keys, values)).transpose(2, 1, 3, 0, 4).reshape(q.shape)
 
 
 class Attention(nnx.Module):

@@ -1,7 +1,8 @@
 """The denoiser: a text-conditioned UNet over latents [B, F, T, C].
 
 Latent Diffusion (Rombach et al. 2022, arXiv:2112.10752), as diffusers' `UNet2DConditionModel` computes it in Stable
-Diffusion 1.x, with its names. Ours in addition: a learned token per stem, appended to the text states.
+Diffusion 1.x, with its names. In addition, where the config says so: Auffusion's condition adapter between the text
+states and the cross-attention, and, ours, a learned token per stem, appended to the text states.
 """
 
 import functools
@@ -131,6 +132,22 @@ class _Block(nnx.Module):
         return self.attentions[i](x, text_states, text_mask) if self.attentions else x
 
 
+class _ConditionAdapter(nnx.Module):
+    """Auffusion's `ConditionAdapter`: states of any text encoder to what the cross-attention reads.
+
+    A text whose states are all zero is Auffusion's null text, which its pipeline puts in after the adapter: it stays
+    zero.
+    """
+
+    def __init__(self, in_features: int, features: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.proj = nnx.Linear(in_features, features, kernel_init=normal(), dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, text_states: jax.Array) -> jax.Array:
+        is_text = jnp.any(text_states != 0.0, axis=(1, 2), keepdims=True)
+        return jnp.where(is_text, self.norm(self.proj(text_states)), 0.0)
+
+
 class UNet2DConditionModel(nnx.Module):
     """See `denoiser`."""
 
@@ -159,6 +176,8 @@ class UNet2DConditionModel(nnx.Module):
 
         self.conv_in = conv(in_channels, widths[0])
         self.time_embedding = _TimestepEmbedding(widths[0], time_features, dtype, rngs)
+        if config.condition_dim:
+            self.condition_adapter = _ConditionAdapter(config.condition_dim, config.cross_attention_dim, dtype, rngs)
         if num_stems:
             embedding_init = normal(_STEM_EMBEDDING_STD)
             self.stem_embedding = nnx.Embed(
@@ -197,7 +216,7 @@ class UNet2DConditionModel(nnx.Module):
 
         self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps, dtype=dtype)
         self.conv_out = conv(widths[0], out_channels)
-        self.num_stems, self.dtype = num_stems, dtype
+        self.has_adapter, self.num_stems = bool(config.condition_dim), num_stems
         self.time_proj = functools.partial(
             timestep_embedding,
             features=widths[0],
@@ -214,7 +233,9 @@ class UNet2DConditionModel(nnx.Module):
         stem: jax.Array | None = None,
     ) -> jax.Array:
         time = self.time_embedding(self.time_proj(timestep))
-        if stem is not None:
+        if self.has_adapter:
+            text_states = self.condition_adapter(text_states)
+        if self.num_stems and stem is not None:
             token = self.stem_embedding(stem)[:, None].astype(text_states.dtype)
             text_states = jnp.concatenate([text_states, token], axis=1)
             text_mask = jnp.pad(text_mask, ((0, 0), (0, 1)), constant_values=True)
@@ -257,12 +278,14 @@ def denoiser(
 
     - `x` [B, F, T, in_channels]: noisy latents, with the context's after them if there are any; F and T multiples of
       2^(blocks - 1).
-    - `timestep` [B]; `text_states` [B, L, cross_attention_dim]; `text_mask` [B, L] bool, true at words.
-    - `stem` [B] int32: row of the learned stem token that joins the text states; None: no such token.
+    - `timestep` [B]; `text_states` [B, L, condition_dim or, without an adapter, cross_attention_dim]; `text_mask`
+      [B, L] bool, true where they may be looked at.
+    - `stem` [B] int32: row of the learned stem token that joins the text states; a model without tokens ignores it.
 
     Args:
       config: diffusers' `UNet2DConditionModel` fields. As in Stable Diffusion 1.x, `attention_head_dim` is the number
-        of heads, given once or once a block.
+        of heads, given once or once a block. `condition_dim`: width of the text states that the condition adapter
+        reads; 0: no adapter.
       num_stems: rows of `stem_embedding`; 0: the published parameters only.
       dtype: what the layers compute in.
 
@@ -270,6 +293,12 @@ def denoiser(
       UserError: unknown block types, or widths that heads or groups do not divide.
     """
     return Network(lambda rngs: UNet2DConditionModel(config, in_channels, out_channels, num_stems, dtype, rngs))
+
+
+def condition_adapter(config: Any) -> Network:
+    """The adapter alone, for a denoiser that gets a new one: its parameters are the denoiser's `condition_adapter`."""
+    widths = config.condition_dim, config.cross_attention_dim
+    return Network(lambda rngs: _ConditionAdapter(*widths, jnp.float32, rngs))
 
 
 def widen_input(params: Params, in_channels: int) -> Params:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtractive_jax import rng
-from subtractive_jax.diffusion import objective, schedule, solvers
+from subtractive_jax.diffusion import schedule, solvers
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models.autoencoder import mode
 from subtractive_jax.representation.audio import resample, to_mono
@@ -55,6 +55,7 @@ def insert(
     instruction: str,
     stem: str = "drums",
     seed: int = 0,
+    solver: str | None = None,
     steps: int | None = None,
     text_guidance: float | None = None,
     context_guidance: float | None = None,
@@ -76,7 +77,8 @@ def insert(
       instruction: such as "Add reggae beats".
       stem: a name of `model.stems`.
       seed: the same seed gives the same stem.
-      steps: denoising steps. This and both guidances default to the model's `config.sampling`.
+      solver: "ddim", "pndm" or "dpmsolver++". This, steps and both guidances default to the model's `config.sampling`.
+      steps: denoising steps.
       text_guidance: how strongly to follow the instruction.
       context_guidance: how strongly to follow the music; "sdedit" has none.
       method: "insert", or "sdedit" (Meng et al. 2022): the base denoiser redraws the noised song from the text alone.
@@ -84,7 +86,7 @@ def insert(
       stem_gain_db: makes the stem louder or softer; models that write stems only.
       start: where the stem may begin, in seconds.
       end: where it must end, in seconds; the song's end when None.
-      progress: called with (steps done, steps in all).
+      progress: called with (calls of the denoiser done, calls in all); "pndm" makes one more than `steps`.
 
     Raises:
       UserError: anything above that cannot be, or a model without the parts it takes.
@@ -107,6 +109,7 @@ def insert(
         instruction=instruction,
         stem=model.stems.index(stem),
         seed=seed,
+        solver=defaults.solver if solver is None else solver,
         steps=defaults.steps if steps is None else steps,
         text_guidance=defaults.text_guidance if text_guidance is None else text_guidance,
         context_guidance=defaults.context_guidance if context_guidance is None else context_guidance,
@@ -120,12 +123,12 @@ def insert(
     mono = resample(to_mono(audio), sample_rate, rate)
     gain = context_gain(mono, rate, model.config.data.loudness_lufs)
     excerpt = gain * resample(to_mono(audio[:, first:last]), sample_rate, rate)
-    windows = Windows.covering(len(excerpt), model.mel.window_samples)
-    contexts = windows.split(np.pad(excerpt, (0, windows.total - len(excerpt))), axis=-1)
+    mel = model.mel
+    windows = Windows.covering(mel.frames(len(excerpt) + mel.hop_length - 1), mel.window_frames)
+    contexts = windows.split_audio(np.pad(excerpt, (0, mel.samples(windows.total) - len(excerpt))), mel)
     latents = sampler.latents(contexts)
     sampled = time.perf_counter()
-    frames = windows.of(model.mel.window_frames)
-    image = frames.blend(model.decode_image(latents), _TIME_AXIS)
+    image = windows.blend(model.decode_image(latents), _TIME_AXIS)
 
     def render(image: np.ndarray) -> np.ndarray:
         """A mel image to audio in the excerpt's place: [channels, samples] at the input's rate, faded at its ends."""
@@ -138,7 +141,7 @@ def insert(
     if writes_mix:
         outside = 1.0 - _fades(first, last, audio.shape[1], sample_rate)
         mix = render(image) + outside * audio
-        new_stem = render(_estimated_stem(model, image, frames.blend(model.encode_image(contexts), _TIME_AXIS)))
+        new_stem = render(_estimated_stem(model, image, windows.blend(model.encode_image(contexts), _TIME_AXIS)))
     else:
         new_stem = render(image) * np.float32(10.0 ** (stem_gain_db / 20.0))
         lowered_db = _lowering_db(audio, new_stem)
@@ -171,6 +174,7 @@ class _Sampler:
     instruction: str
     stem: int
     seed: int
+    solver: str
     steps: int
     text_guidance: float
     context_guidance: float
@@ -192,6 +196,7 @@ class _Sampler:
             "model": self.model.name,
             "instruction": self.instruction,
             "seed": self.seed,
+            "solver": self.solver,
             "steps": self.steps,
             "text_guidance": self.text_guidance,
         }
@@ -201,8 +206,8 @@ class _Sampler:
     def latents(self, contexts: np.ndarray) -> np.ndarray:
         """Windows of the levelled context [windows, window_samples] to unscaled latents [windows, F, T, C]."""
         config = self.model.config
-        abar = schedule.alphas_cumprod(config.schedule)
-        ladder = solvers.ddim_ladder(config.schedule, self.steps)
+        begin = 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
+        plan = solvers.plan(config.schedule, self.solver, self.steps, begin)
         text_states, text_mask = self.model.encode_text(["", self.instruction])
         if config.null_text == "zeros":
             text_states[0] = 0.0
@@ -212,13 +217,13 @@ class _Sampler:
         windows = Windows(context.shape[_TIME_AXIS], len(context))
         shape = (context.shape[1], windows.total, context.shape[3])
         x = jax.random.normal(rng.stream(self.seed, "sampling"), shape)
-        begin = 0
         if self.strength is not None:
-            begin = self.steps - max(1, min(self.steps, int(self.steps * self.strength)))
-            x = schedule.add_noise(windows.blend(context * scale, _TIME_AXIS), x, ladder.timesteps[begin], abar)
+            abar = schedule.alphas_cumprod(config.schedule)
+            x = schedule.add_noise(windows.blend(context * scale, _TIME_AXIS), x, plan.timesteps[0], abar)
 
-        for step in range(begin, self.steps):
-            t, now = ladder.timesteps[step], windows.split(np.asarray(x), _TIME_AXIS)
+        state = solvers.start(plan, x)
+        for call, t in enumerate(plan.timesteps):
+            now = windows.split(np.asarray(state.x), _TIME_AXIS)
             if self.strength is None:
                 output = self.model.denoise(
                     now,
@@ -232,13 +237,10 @@ class _Sampler:
                 )
             else:
                 output = self.model.denoise_base(now, t, text_states, text_mask, self.text_guidance)
-            x0, eps = objective.to_x0_eps(
-                config.schedule.prediction_type, windows.blend(output, _TIME_AXIS), x, t, abar
-            )
-            x = solvers.ddim_step(x0, eps, ladder.next_abar[step])
+            state = solvers.step(plan, call, state, windows.blend(output, _TIME_AXIS))
             if self.progress:
-                self.progress(step - begin + 1, self.steps - begin)
-        return windows.split(np.asarray(x) / scale + shift, _TIME_AXIS)
+                self.progress(call + 1, len(plan.timesteps))
+        return windows.split(np.asarray(state.x) / scale + shift, _TIME_AXIS)
 
 
 def _checked_audio(audio: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from subtractive_jax.representation.mel import Mel
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """`count` windows of `length` items, half a window apart. The unit is the caller's: samples, frames or latents."""
+    """`count` windows of `length` items, half a window apart. The unit is the caller's: frames or latents."""
 
     length: int
     count: int
@@ -17,10 +19,6 @@ class Windows:
         """The fewest windows of `length` that hold `total` items; one at least."""
         hop = length // 2
         return cls(length, max(1, 1 - (length - total) // hop))
-
-    def of(self, length: int) -> "Windows":
-        """The same windows in another unit, in which each is `length` items long."""
-        return dataclasses.replace(self, length=length)
 
     @property
     def hop(self) -> int:
@@ -35,6 +33,11 @@ class Windows:
         """Cuts `line`, with `total` items along the negative `axis`, into windows: [count, ...]."""
         starts = range(0, self.count * self.hop, self.hop)
         return np.stack([line.take(range(start, start + self.length), axis) for start in starts])
+
+    def split_audio(self, audio: np.ndarray, mel: Mel) -> np.ndarray:
+        """Cuts `audio` [mel.samples(total)] into the windows, counted in frames: [count, mel.window_samples]."""
+        starts = range(0, self.count * self.hop * mel.hop_length, self.hop * mel.hop_length)
+        return np.stack([audio[start : start + mel.window_samples] for start in starts])
 
     def weights(self) -> np.ndarray:
         """How much of each item comes from each window, float32 [count, length]: triangles that sum to 1 everywhere."""

@@ -72,12 +72,12 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
     def autoencoder_loss(params: Params, batch: Batch, step: jax.Array, train: bool) -> tuple[jax.Array, Figures]:
         # L1 plus KL, weighted as in diffusers' autoencoderkl training: mean over the image, sum over the latent.
         image = mel.encode(batch["audio"])
-        moments = network.apply(params[part], image, method="encode")
+        moments = network.apply(params[part], image, method="encode_grey")
         latent = autoencoder.mode(moments)
         if train:
             keys = example_keys(config.seed, "posterior", step, batch["row"])
             latent = autoencoder.sample_posterior(moments, example_noise(keys, latent.shape[1:]))
-        l1 = jnp.abs(network.apply(params[part], latent, method="decode") - image).mean(axis=(1, 2, 3))
+        l1 = jnp.abs(network.apply(params[part], latent, method="decode_grey") - image).mean(axis=(1, 2, 3))
         kl = autoencoder.kl_divergence(moments)
         weight = jnp.ones_like(l1)
         return l1 + config.kl_weight * kl, dict(l1=(l1, weight), kl=(kl, weight))

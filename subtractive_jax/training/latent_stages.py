@@ -18,7 +18,6 @@ from subtractive_jax.diffusion import objective, schedule
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models import autoencoder, unet
 from subtractive_jax.models.network import Params
-from subtractive_jax.training import run_folder
 from subtractive_jax.training.stage import Stage, example_keys, example_noise
 from subtractive_jax.training.train_step import Batch, Figures, LossFn
 
@@ -91,12 +90,17 @@ def check_dataset(config: ml_collections.ConfigDict, data_dir: str, parent: dict
         fingerprint.params_hash(parent["text_encoder"]),
         records.SCHEMA_VERSION,
     )
-    found = records.read_metadata(data_dir, "latents")["config_hash"]
-    if found != expected:
+    metadata, where = records.read_metadata(data_dir, "latents"), records.dataset_dir(data_dir, "latents")
+    again = "build it again with --encoders=<the model named by config.init_from>"
+    if metadata["config_hash"] != expected:
         raise UserError(
-            f"{records.dataset_dir(data_dir, 'latents')} has config_hash {found}, but the parent "
-            f"model's encoders and the config's representation give {expected}: build it again with "
-            "--encoders=<the model named by config.init_from>"
+            f"{where} has config_hash {metadata['config_hash']}, but the parent model's encoders and the config's "
+            f"representation give {expected}: {again}"
+        )
+    if metadata["text_padding"] != config.text_padding:
+        raise UserError(
+            f"the texts of {where} were padded by text_padding={metadata['text_padding']}, this run has "
+            f"config.text_padding={config.text_padding}: {again}"
         )
 
 
@@ -126,11 +130,10 @@ def starting_point(
     Raises:
       UserError: the stage is `subtractive`, and the parent has no denoiser to start from.
     """
+    same_stems = config.stem_tokens and tuple(parent_config.data.stems) == tuple(config.data.stems)
+    fits = parent_config.target == config.target and (same_stems or not parent_config.stem_tokens)
     names = ["base_denoiser"]
-    if config.stage == "subtractive" and not run_folder.differences(
-        dict(target=parent_config.target, stems=list(parent_config.data.stems)),
-        dict(target=config.target, stems=list(config.data.stems)),
-    ):
+    if config.stage == "subtractive" and fits:
         names.insert(0, "denoiser")
     for name in names:
         if name in parent:
@@ -209,16 +212,15 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
     network = parts.network(part, config)
 
     def init_params(key: jax.Array, start: Params) -> Params:
-        if part in start:
-            return start
-        fresh = network.init(key)
-        if "base_denoiser" not in start:
-            return {part: fresh}
-        widened = unet.widen_input(start["base_denoiser"], fresh["conv_in"]["kernel"].shape[2])
-        stems = jax.tree.map(
-            lambda leaf: _STEM_EMBEDDING_STD * jax.random.normal(key, leaf.shape), fresh["stem_embedding"]
+        if not start:
+            return {part: network.init(key)}
+        (pretrained,) = start.values()
+        shapes = network.shapes()
+        tokens = jax.tree.map(
+            lambda leaf: _STEM_EMBEDDING_STD * jax.random.normal(key, leaf.shape),
+            {name: shapes[name] for name in ("stem_embedding",) if name in shapes},
         )
-        return {part: widened | {"stem_embedding": stems}}
+        return {part: tokens | unet.widen_input(pretrained, shapes["conv_in"]["kernel"].shape[2])}
 
     target_key = f"{config.target}_latent" if subtractive else "mix_latent"
     keys = (

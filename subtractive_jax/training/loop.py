@@ -119,7 +119,7 @@ def train(
 
     # Step.
     train_step = jax.jit(
-        make_train_step(stage.loss, optimizer, config.train.ema_decay),
+        make_train_step(stage.loss, optimizer, config.train.ema_decay, config.train.only),
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,

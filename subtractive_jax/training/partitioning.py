@@ -37,7 +37,7 @@ RULES: dict[str, Sequence[tuple[str, PartitionSpec]]] = {  # per part, the first
     "autoencoder": (),
     "vocoder": (),
     "base_denoiser": _ATTENTION_RULES,
-    "denoiser": (*_ATTENTION_RULES, (r"stem_embedding/embedding$", PartitionSpec())),
+    "denoiser": _ATTENTION_RULES,
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from subtractive_jax import parts
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models.network import Params
 from subtractive_jax.training import audio_stages, latent_stages, run_folder, text_stage
@@ -33,7 +34,7 @@ _KEEPS = {  # parts that stay valid when the stage's own part changes
     "subtractive": (*_ENCODERS, "vocoder", "base_denoiser"),
 }
 _FIELDS_OF_PART = {  # what must not differ between a part's config and the config of the run that uses it
-    "text_encoder": ("text_encoder", "max_text_tokens", "null_text"),
+    "text_encoder": ("text_encoder", "max_text_tokens", "text_padding", "null_text"),
     "autoencoder": ("autoencoder", "representation"),
     "vocoder": ("vocoder", "representation"),
     "base_denoiser": ("denoiser", "schedule"),
@@ -49,7 +50,7 @@ def load_parent(config: ml_collections.ConfigDict) -> model_folder.ModelFiles:
     """
     if config.stage not in PART_OF_STAGE:
         raise unknown_name("stage", config.stage, PART_OF_STAGE)
-    needs = _NEEDS[config.stage]
+    needs = parts.needed(_NEEDS[config.stage], config)
     if not needs:
         if config.init_from:
             raise UserError(f"stage {config.stage} starts from nothing; leave config.init_from empty")

@@ -1,6 +1,6 @@
 """What a training run carries from one step to the next: a plain dict of arrays, born sharded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import ml_collections
 import optax
 
 from subtractive_jax import rng
-from subtractive_jax.errors import unknown_name
+from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models.network import Params
 
 State = dict[str, Any]  # params, ema (like params), opt_state, step (int32 scalar: updates done)
@@ -21,20 +21,43 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """`config.train`'s schedule: linear warm-up, then constant or a cosine down to zero at `steps`.
 
     Raises:
-      UserError: unknown schedule.
+      UserError: unknown schedule, or a warm-up without an end.
     """
     train = config.train
     if train.schedule == "cosine":
+        if train.steps <= train.warmup_steps:
+            raise UserError(f"config.train.steps={train.steps} must be above train.warmup_steps={train.warmup_steps}")
         return optax.warmup_cosine_decay_schedule(0.0, train.learning_rate, train.warmup_steps, train.steps)
     if train.schedule == "constant":
+        if not train.warmup_steps:  # optax would stay at the initial value, zero, for ever
+            return optax.constant_schedule(train.learning_rate)
         return optax.warmup_constant_schedule(0.0, train.learning_rate, train.warmup_steps)
     raise unknown_name("train.schedule", train.schedule, SCHEDULES)
 
 
+def trained(params: Params, only: Sequence[str]) -> Any:
+    """Which of `{part: params}` learn, as a tree of bools: those below the prefixes `only`, or all if there are none.
+
+    Raises:
+      UserError: a prefix with nothing below it.
+    """
+    paths = jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[1:], simple=True, separator="/"), params
+    )
+    for prefix in only:
+        if not any(path.startswith(f"{prefix}/") for path in jax.tree.leaves(paths)):
+            raise UserError(f'config.train.only: no parameter is called "{prefix}/..."; see parameters.txt of a run')
+    prefixes = tuple(f"{prefix}/" for prefix in only) or ("",)
+    return jax.tree.map(lambda path: path.startswith(prefixes), paths)
+
+
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipping by the global norm; biases and norms do not decay."""
+    """AdamW with clipping by the global norm; biases and norms do not decay.
+
+    Parameters that `config.train.only` leaves out stay as they are and have no moments.
+    """
     train = config.train
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
         optax.adamw(
             learning_rate(config),
@@ -43,6 +66,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
+    if not train.only:
+        return adamw
+    return optax.partition({True: adamw, False: optax.set_to_zero()}, lambda params: trained(params, train.only))
 
 
 def make_init(

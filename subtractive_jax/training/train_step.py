@@ -1,6 +1,6 @@
 """One optimizer update, and one evaluation: pure functions of (state, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from subtractive_jax.models.network import Params
-from subtractive_jax.training.state import State
+from subtractive_jax.training.state import State, trained
 
 Batch = dict[str, jax.Array]  # [B, ...] each; `row` [B] int32 seeds the example's noise, `valid` [B] marks padding
 
@@ -29,12 +29,19 @@ def _sums(loss: jax.Array, figures: Figures, valid: jax.Array) -> Sums:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, only: Sequence[str] = ()
 ) -> Callable[[State, Batch], tuple[State, Sums]]:
-    """`step(state, batch) -> (state, sums)`; the loss sees `state["step"]`, from which all randomness follows."""
+    """`step(state, batch) -> (state, sums)`; the loss sees `state["step"]`, from which all randomness follows.
+
+    Args:
+      only: prefixes of the parameters that learn; no gradient is computed for the others. Empty: all learn.
+    """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
         def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
+            params = jax.tree.map(
+                lambda leaf, learns: leaf if learns else jax.lax.stop_gradient(leaf), params, trained(params, only)
+            )
             loss, figures = loss_fn(params, batch, state["step"], True)
             return loss.mean(), _sums(loss, figures, batch["valid"])
 

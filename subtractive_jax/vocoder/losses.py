@@ -7,7 +7,8 @@ Mel loss: HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), equation 5.
 import jax
 import jax.numpy as jnp
 
-from subtractive_jax.representation.mel import Mel, hann
+from subtractive_jax.representation.mel import Mel
+from subtractive_jax.representation.stft import frame, hann
 
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT size, hop, window in samples
 _POWER_FLOOR = 1e-7  # keeps the square root's and the logarithm's gradients finite
@@ -16,14 +17,7 @@ _POWER_FLOOR = 1e-7  # keeps the square root's and the logarithm's gradients fin
 def stft_magnitude(audio: jax.Array, n_fft: int, hop_length: int, win_length: int) -> jax.Array:
     """Magnitudes of Hann-windowed frames, the signal reflected at its ends: [B, samples] -> [B, frames, bins]."""
     audio = jnp.pad(audio, ((0, 0), (win_length // 2,) * 2), mode="reflect")
-    # Frames from shifted blocks of a hop: unlike a gather's, the gradient is made of slices.
-    blocks_per_frame = -(-win_length // hop_length)
-    frames = (audio.shape[1] - win_length) // hop_length + 1
-    blocks = frames + blocks_per_frame - 1
-    audio = jnp.pad(audio, ((0, 0), (0, max(0, blocks * hop_length - audio.shape[1]))))[:, : blocks * hop_length]
-    audio = audio.reshape(len(audio), blocks, hop_length)
-    framed = jnp.concatenate([audio[:, i : i + frames] for i in range(blocks_per_frame)], axis=-1)[..., :win_length]
-    spectrum = jnp.fft.rfft(framed * hann(win_length, win_length), n_fft)
+    spectrum = jnp.fft.rfft(frame(audio, win_length, hop_length) * hann(win_length), n_fft)
     return jnp.sqrt(jnp.maximum(jnp.square(spectrum.real) + jnp.square(spectrum.imag), _POWER_FLOOR))
 
 
