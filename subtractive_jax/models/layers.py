@@ -13,11 +13,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from subtractive_jax.errors import UserError
+from subtractive_jax.models.cached_attention import attend_in_blocks
 from subtractive_jax.models.network import normal
 
 _Padding = tuple[tuple[int, int], ...]
 _MAX_POSITIONS = 32_768  # outputs that XLA's CPU convolution sums over before it falls out of the cache
-_QUERY_BLOCK = 64
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -169,31 +169,6 @@ class GroupNorm(nnx.Module):
         return (x * gain + (self.bias[...] - mean * gain)).astype(self.dtype)
 
 
-def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention [B, N, heads, D], one head and one block of queries at a time, so that the scores stay in the cache.
-
-    Rabe and Staats 2021, arXiv:2112.05682; the gradient computes the scores again.
-    """
-    batch, length, heads, _ = q.shape
-    if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
-        return jax.nn.dot_product_attention(q, k, v)
-    queries = q.reshape(batch, -1, _QUERY_BLOCK, heads, q.shape[-1]).transpose(3, 1, 0, 2, 4)
-    keys, values = k.transpose(2, 0, 3, 1) * q.shape[-1] ** -0.5, v.transpose(2, 0, 1, 3)
-
-    def attend_with_head(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        blocks, keys, values = head
-
-        @jax.checkpoint
-        def attend(block: jax.Array) -> jax.Array:
-            scores = jnp.matmul(block, keys, preferred_element_type=jnp.float32)
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            return jnp.matmul(weights.astype(v.dtype), values) / weights.sum(-1, keepdims=True).astype(v.dtype)
-
-        return jax.lax.map(attend, blocks)
-
-    return jax.lax.map(attend_with_head, (queries, keys, values)).transpose(2, 1, 3, 0, 4).reshape(q.shape)
-
-
 class Attention(nnx.Module):
     """Multi-head attention with diffusers' names: [B, N, C], [B, M, context] -> [B, N, C].
 
@@ -226,7 +201,7 @@ class Attention(nnx.Module):
             y.reshape(*y.shape[:-1], self.num_heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if mask is None:
-            y = jax.lax.platform_dependent(q, k, v, cpu=_attend_in_blocks, default=jax.nn.dot_product_attention)
+            y = jax.lax.platform_dependent(q, k, v, cpu=attend_in_blocks, default=jax.nn.dot_product_attention)
         else:
             y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
         return self.to_out[0](y.reshape(x.shape))

@@ -6,11 +6,13 @@ tokenizer/tokenizer.json
 MODEL_CARD.md
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +90,9 @@ def save(path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16"
     Raises:
       UserError: `path` exists, an unknown part or dtype, or parameters that are not finite in `dtype`.
     """
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists: give another folder, or remove it")
     if dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with new_folder(path) as temporary:
         for part, params in files.params.items():
             if part not in parts.PARTS:
                 raise unknown_name("part", part, parts.PARTS)
@@ -107,6 +104,22 @@ def save(path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16"
         (temporary / _CARD).write_text(card)
         config = json.dumps({"format": FORMAT, **files.config.to_dict()}, indent=2)
         (temporary / _CONFIG).write_text(f"{config}\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when all is written and vanishes if anything fails.
+
+    Raises:
+      UserError: `path` exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists: give another folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
         temporary.chmod(0o755)  # mkdtemp's folders are their owner's alone
         temporary.rename(path)
     except BaseException:
@@ -116,8 +129,8 @@ def save(path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16"
 
 def _narrowed(part: str, name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        narrow = tensor.astype(_DTYPES[dtype])
-    if not np.isfinite(narrow.astype(np.float32)).all():
+        narrow = tensor.astype(_DTYPES[dtype], copy=False)
+    if not np.isfinite(narrow.astype(np.float32, copy=False)).all():
         raise UserError(f"{part}: {name} has values that {dtype} cannot hold; try bfloat16 or float32, or train again")
     return narrow
 
@@ -126,6 +139,15 @@ def _read_config(path: Path) -> ConfigDict:
     file = path / _CONFIG
     if not file.is_file():
         raise UserError(f"{path} is neither a model folder nor a run folder: it has no {_CONFIG}")
+    return read_config(file)
+
+
+def read_config(file: Path) -> ConfigDict:
+    """A resolved config from its JSON.
+
+    Raises:
+      UserError: it is not valid JSON.
+    """
     try:
         return ConfigDict(_with_tuples(json.loads(file.read_text())))
     except ValueError as error:

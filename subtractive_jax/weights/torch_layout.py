@@ -47,6 +47,14 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
     }
 
 
+def torch_shapes(shapes: Params) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the PyTorch state dict that a parameter tree becomes, from `Network.shapes()`."""
+    return {
+        _name(path): tuple(leaf.shape[axis] for axis in _to_torch_axes(path, leaf.ndim))
+        for path, leaf in _leaves(shapes)
+    }
+
+
 def from_torch(tensors: Mapping[str, np.ndarray], shapes: Params) -> Params:
     """The inverse of `to_torch`, in float32.
 
@@ -55,25 +63,27 @@ def from_torch(tensors: Mapping[str, np.ndarray], shapes: Params) -> Params:
       shapes: the parameter tree to fill, `Network.shapes()`.
 
     Raises:
-      UserError: names every tensor that is missing, not expected, or of another shape.
+      UserError: names every tensor that is missing, not expected, of another shape, or not of a float type.
     """
     params: Params = {}
     problems = []
-    expected = {_name(path) for path, _ in _leaves(shapes)}
+    expected = torch_shapes(shapes)
     for path, leaf in _leaves(shapes):
         name, axes = _name(path), _to_torch_axes(path, leaf.ndim)
         if name not in tensors:
             problems.append(f"missing {name}")
             continue
-        shape = tuple(leaf.shape[axis] for axis in axes)
-        if tensors[name].shape != shape:
-            problems.append(f"{name} is {tuple(tensors[name].shape)}, the config says {shape}")
+        if tensors[name].shape != expected[name]:
+            problems.append(f"{name} is {tuple(tensors[name].shape)}, the config says {expected[name]}")
+            continue
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            problems.append(f"{name} holds {tensors[name].dtype}, not floating-point numbers")
             continue
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
         node[path[-1]] = jnp.asarray(tensors[name].transpose(np.argsort(axes)), jnp.float32)
-    for name in sorted(set(tensors) - expected):
+    for name in sorted(tensors.keys() - expected):
         if _TIED.get(name) not in expected:
             problems.append(f"unexpected {name}")
     if problems:
