@@ -25,15 +25,22 @@ TEXTS = (
 )
 
 
+SMALL_WINDOWS = {  # what makes a config of the family fit the miniature networks
+    "max_text_tokens": 16,
+    "compute_dtype": "float32",
+    "representation.n_mels": 16,
+    "representation.n_fft": 1024,
+    "representation.win_length": 1024,
+    "representation.hop_length": 160,
+    "representation.window_frames": 32,
+    "data.window_hop_frames": 32,
+}
+
+
 def config(name: str = "riffusion") -> ConfigDict:
-    """A config of the family whose windows fit the miniature networks."""
+    """A config of the family with `SMALL_WINDOWS`."""
     config = {"riffusion": riffusion, "auffusion": auffusion}[name].get_config()
-    with config.unlocked():
-        config.max_text_tokens = 16
-        config.compute_dtype = "float32"
-        config.representation.update(dict(n_mels=16, n_fft=1024, win_length=1024, window_frames=32))
-        config.representation.hop_length = 160
-        config.data.window_hop_frames = 32
+    config.update_from_flattened_dict(SMALL_WINDOWS)
     return config
 
 
@@ -205,10 +212,10 @@ def scheduler(folder: Path, name: str = "PNDMScheduler", **changes: Any) -> None
     getattr(diffusers, name)(**(fields | changes)).save_pretrained(folder)
 
 
-def stable_diffusion(folder: Path, in_channels: int = 4) -> dict[str, Any]:
+def stable_diffusion(folder: Path, in_channels: int = 4, max_text_tokens: int = 16) -> dict[str, Any]:
     """The folder of a StableDiffusionPipeline; returns its models."""
     size = clip_tokenizer(folder / "tokenizer")
-    models = dict(unet=unet(in_channels), vae=vae(), text_encoder=clip(size))
+    models = dict(unet=unet(in_channels), vae=vae(), text_encoder=clip(size, max_position_embeddings=max_text_tokens))
     for name, model in models.items():
         model.save_pretrained(folder / name)
     scheduler(folder / "scheduler")

@@ -1,4 +1,5 @@
-"""The whole chain as a user runs it, on seconds of rendered music and the smallest model: every program, for real."""
+"""Two chains as users run them, every program for real, on seconds of rendered music and the smallest models: training
+from nothing, and fine-tuning published weights that go back to diffusers."""
 
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from data_pipeline import sources
 from subtractive_jax.representation.audio import read_audio, write_audio
 from subtractive_jax.training import checkpoint
+from subtractive_jax.weights import model_folder
 from tests.midi import write_midi
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,8 +41,15 @@ def run(module: str, *flags: str) -> str:
     return output
 
 
-def train(stage: str, data_dir: Path, workdir: Path, parent: Path | None = None, *flags: str) -> list[str]:
-    settings = [f"--config=configs/minimal.py:{stage}", f"--data_dir={data_dir}", f"--workdir={workdir}"]
+def train(
+    stage: str,
+    data_dir: Path,
+    workdir: Path,
+    parent: Path | None = None,
+    *flags: str,
+    config: str = "configs/minimal.py",
+) -> list[str]:
+    settings = [f"--config={config}:{stage}", f"--data_dir={data_dir}", f"--workdir={workdir}"]
     settings += [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=1", *flags]
     return settings + ([f"--config.init_from={parent}"] if parent else [])
 
@@ -68,16 +78,19 @@ def songs(tmp_path_factory) -> Path:
     return folder
 
 
+def fractions() -> list[str]:
+    return [f"--config.data.{name}_fraction={value}" for name, value in zip(SPLITS, FRACTIONS, strict=True)]
+
+
 def test_songs_to_an_inserted_stem(songs, tmp_path):
     data = tmp_path / "data"
     text, codec, vocoder, base, final = (tmp_path / name for name in ("text", "codec", "vocoder", "base", "final"))
     config = "--config=configs/minimal.py"
-    fractions = [f"--config.data.{name}_fraction={value}" for name, value in zip(SPLITS, FRACTIONS, strict=True)]
 
-    run("data_pipeline.build", config, f"--data_dir={data}", f"--source=midi:{songs}", *fractions)
+    run("data_pipeline.build", config, f"--data_dir={data}", f"--source=midi:{songs}", *fractions())
     run("launch.train", *train("text_encoder", data, text))
     run("launch.train", *train("autoencoder", data, codec, text))
-    run("data_pipeline.build", config, f"--data_dir={data}", f"--encoders={codec}", *fractions)
+    run("data_pipeline.build", config, f"--data_dir={data}", f"--encoders={codec}", *fractions())
     run("launch.train", *train("vocoder", data, vocoder, codec))
     run("launch.train", *train("base", data, base, vocoder))
 
@@ -122,3 +135,78 @@ def test_songs_to_an_inserted_stem(songs, tmp_path):
             shutil.copy(source, folder / name)
     report = run("launch.evaluate", f"--reference={real}", f"--candidate={made}", f"--output={tmp_path / 'table'}")
     assert "FAD" in report
+
+
+MINIATURE = """
+from pathlib import Path
+
+from configs import riffusion_t5
+from subtractive_jax.weights import model_folder
+
+OWN = ("representation", "text_encoder", "autoencoder", "denoiser", "max_text_tokens")
+
+def get_config(stage="subtractive"):
+    config, model = riffusion_t5.get_config(stage), model_folder.read_config(Path({model!r}))
+    with config.unlocked():
+        for name in OWN:
+            config[name] = model[name]
+        config.data.window_hop_frames = model.data.window_hop_frames
+        config.compute_dtype = "float32"
+        config.train.update(dict(batch_size=8, warmup_steps=0, log_every=1))
+        config.sampling.steps = 2
+    return config
+"""
+
+
+def test_published_weights_fine_tuned_and_taken_back(songs, tmp_path):
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    from tests import published
+
+    # A miniature of Riffusion on disk, converted; CLIP replaced by T5 behind a fresh adapter.
+    published.stable_diffusion(tmp_path / "riffusion", max_text_tokens=128)
+    published.spiece(tmp_path / "t5")
+    published.randomise(transformers.T5EncoderModel(published.t5_config())).save_pretrained(tmp_path / "t5")
+    clip_model, model = tmp_path / "clip_model", tmp_path / "model"
+    shape = [
+        f"--config.{name}={value}" for name, value in (published.SMALL_WINDOWS | dict(max_text_tokens=128)).items()
+    ]
+    read = ["--from=riffusion", f"--input={tmp_path / 'riffusion'}", f"--output={clip_model}"]
+    run("launch.convert", *read, "--config=configs/riffusion.py", *shape)
+    told = run(
+        "launch.convert", "--from=flan-t5", f"--input={tmp_path / 't5'}", f"--into={clip_model}", f"--output={model}"
+    )
+    assert "adapter" in told
+
+    config = tmp_path / "miniature.py"
+    config.write_text(MINIATURE.format(model=str(model / "config.json")))
+    data, base, final = (tmp_path / name for name in ("data", "base", "final"))
+    build = [f"--config={config}", f"--data_dir={data}", f"--source=midi:{songs}", f"--encoders={model}", *fractions()]
+    run("data_pipeline.build", *build)
+
+    # The base stage trains the adapter alone; then everything learns to read the context and the stem.
+    run("launch.train", *train("base", data, base, model, config=str(config)))
+    before, after = (model_folder.load(path).params["base_denoiser"] for path in (model, base))
+    changed = {name for name in before if not _equal(before[name], after[name])}
+    assert changed == {"condition_adapter"}
+    run("launch.train", *train("subtractive", data, final, base, config=str(config)))
+
+    song, sampled = tmp_path / "song.wav", tmp_path / "sampled"
+    write_audio(song, 0.1 * np.random.default_rng(0).standard_normal((2, 44_100)).astype(np.float32), 44_100)
+    asked = ["--instruction=Add reggae beats", f"--input={song}", "--solver=dpmsolver++"]
+    run("launch.sample", f"--model={final}", *asked, f"--output={sampled}")
+    mix = read_audio(sampled / "mix.wav")[0]
+    assert mix.shape == (2, 44_100) and np.isfinite(mix).all() and np.abs(mix).max() > 0
+
+    back = tmp_path / "back"
+    run("launch.convert", "--to=diffusers", f"--input={final}", f"--output={back}")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(back / "unet")
+    ours = model_folder.load(final).params["denoiser"]
+    assert unet.config.in_channels == 8
+    np.testing.assert_array_equal(
+        unet.conv_in.weight.detach(), ours["conv_in"]["kernel"].transpose(3, 2, 0, 1), strict=True
+    )
+
+
+def _equal(one: object, other: object) -> bool:
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)

@@ -50,7 +50,7 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         # Early on the average is over the steps so far, not over the initial values (as in timm and diffusers).
         decay = jnp.minimum(ema_decay, (1.0 + state["step"]) / (10.0 + state["step"]))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["ema"], params)
+        ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state["ema"], params)
         sums["grad_norm"] = (optax.tree.norm(gradients), jnp.ones(()))
         return dict(params=params, ema=ema, opt_state=opt_state, step=state["step"] + 1), sums
 
