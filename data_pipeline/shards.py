@@ -178,7 +178,7 @@ class WriteLatents(_WriteShards):
 
 
 def latent_shapes(latent_shape: tuple[int, int, int], text_dim: int) -> dict[str, tuple[int | None, ...]]:
-    """The tensor shapes of `latents` for latents `[F, T, 2C]` and T5 states `[L, text_dim]`."""
+    """The tensor shapes of `latents` for latents `[F, T, 2C]` and text states `[L, text_dim]`."""
     return {
         **dict.fromkeys(("mix_latent", "context_latent", "stem_latent"), latent_shape),
         **dict.fromkeys(("instruction_states", "caption_states"), (None, text_dim)),

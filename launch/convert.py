@@ -29,7 +29,7 @@ from subtractive_jax.weights import diffusers_layout, export, model_folder, repl
 from subtractive_jax.weights.model_folder import ModelFiles
 from subtractive_jax.weights.published import Published
 
-# What each kind takes besides --input, --output, --dtype and --card.
+# What each kind takes besides --input and --output.
 _FAMILY = {
     "stable-diffusion": ("config", "widen"),
     "riffusion": ("config", "widen"),
@@ -37,8 +37,12 @@ _FAMILY = {
     "instruct-pix2pix": ("config",),
 }
 _TEXT_ENCODERS = {"t5": "t5", "flan-t5": "t5", "clip-text": "clip_text_model"}
-_TAKES = {"run": (), **_FAMILY, **dict.fromkeys((*_TEXT_ENCODERS, "hifigan"), ("into",))}
-_KINDS = (*_TAKES, "musicnn")
+_KINDS = {
+    "run": ("dtype", "card"),
+    **{kind: (*takes, "dtype", "card") for kind, takes in _FAMILY.items()},
+    **dict.fromkeys((*_TEXT_ENCODERS, "hifigan"), ("into", "dtype", "card")),
+    "musicnn": (),
+}
 
 _FROM = flags.DEFINE_string("from", None, f"What to convert: {', '.join(_KINDS)}.")
 _TO = flags.DEFINE_string("to", None, "What to convert a model to: diffusers.")
@@ -81,7 +85,12 @@ def _base_config(kind: str, source: Published) -> ConfigDict:
     if _CONFIG.value is not None:
         return _CONFIG.value
     if source.has(diffusers_layout.OWN_CONFIG):
-        return model_folder.read_config(source.path / diffusers_layout.OWN_CONFIG)
+        file = source.path / diffusers_layout.OWN_CONFIG
+        own = model_folder.read_config(file)
+        missing = [name for name in riffusion.get_config() if name not in own]
+        if missing:
+            raise UserError(f"{file}: the fields {', '.join(missing)} are missing; restore it, or delete it")
+        return own
     return (auffusion if kind == "auffusion" else riffusion).get_config()
 
 
@@ -106,9 +115,6 @@ def _read(kind: str, folder: Path) -> ModelFiles:
 
 def from_kind(kind: str) -> dict[str, str]:
     """Writes a model folder from a run or from published weights."""
-    for flag, value in (("config", _CONFIG.value), ("into", _INTO.value), ("widen", _WIDEN.value)):
-        if value and flag not in _TAKES[kind]:
-            raise UserError(f"--from={kind} takes no --{flag}")
     if _CARD.value and not Path(_CARD.value).is_file():
         raise UserError(f"--card={_CARD.value}: no such file")
     folder, path = _folders(f"--from={kind}")
@@ -127,6 +133,20 @@ def to_diffusers() -> dict[str, str]:
     folder, path = _folders("--to=diffusers")
     export.save(path, model_folder.load(folder))
     return {"to": "diffusers", "output": str(path)}
+
+
+def _refuse_flags(job: str, takes: tuple[str, ...]) -> None:
+    """Raises UserError for flags that would have no effect."""
+    given = {
+        "config": _CONFIG.value is not None,
+        "into": _INTO.present,
+        "widen": _WIDEN.value,
+        "dtype": _DTYPE.present,
+        "card": _CARD.present,
+    }
+    for flag, is_given in given.items():
+        if is_given and flag not in takes:
+            raise UserError(f"{job} takes no --{flag}")
 
 
 def _folders(job: str) -> tuple[Path, Path]:
@@ -187,13 +207,13 @@ def main() -> None:
     if kind is None:
         if target != "diffusers":
             raise unknown_name("--to", str(target), ("diffusers",))
+        _refuse_flags("--to=diffusers", ())
         done = to_diffusers()
-    elif kind == "musicnn":
-        done = from_musicnn()
-    elif kind in _TAKES:
-        done = from_kind(kind)
-    else:
+    elif kind not in _KINDS:
         raise unknown_name("--from", kind, _KINDS)
+    else:
+        _refuse_flags(f"--from={kind}", _KINDS[kind])
+        done = from_musicnn() if kind == "musicnn" else from_kind(kind)
     print(json.dumps(done))
 
 

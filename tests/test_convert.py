@@ -102,6 +102,10 @@ def test_the_shipped_model_out_and_in(tmp_path):
     for name in ("representation", "data", "text_encoder", "denoiser", "schedule", "target", "context_scale"):
         assert before.config[name] == after.config[name]
 
+    (tmp_path / "out" / "subtractive_jax.json").write_text("{}")
+    done = run("--from=instruct-pix2pix", f"--input={tmp_path / 'out'}", f"--output={tmp_path / 'third'}")
+    assert done.returncode == 2 and "subtractive_jax.json: the fields " in done.stderr and done.stderr.count("\n") == 1
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -116,6 +120,8 @@ def test_the_shipped_model_out_and_in(tmp_path):
         (["--from=run", "--input={source}", "--output={source}"], "exists"),
         (["--from=run", "--input={source}/none", "--output={source}2"], "unknown model folder"),
         (["--from=run", "--input={source}", "--output={source}2", "--widen"], "--from=run takes no --widen"),
+        (["--from=musicnn", "--card=card.md"], "--from=musicnn takes no --card"),
+        (["--to=diffusers", "--dtype=float16"], "--to=diffusers takes no --dtype"),
         (["--from=t5", "--input={source}", "--output={source}2"], "name the model to copy with --into=MODEL"),
         (["--from=hifigan", "--config=configs/tiny.py"], "--from=hifigan takes no --config"),
         (["--from=riffusion", "--input={source}/none", "--output={source}2"], "no such folder"),

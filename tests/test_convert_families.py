@@ -1,6 +1,7 @@
 """Folders of the Stable Diffusion family to a model and back: the same outputs, then the same bits."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -155,6 +156,17 @@ def test_old_scheduler_files_mean_what_the_pipeline_makes_of_them(tmp_path, stab
     assert (config.sampling.solver, config.schedule.steps_offset) == ("ddim", 1)
 
 
+def test_unet_saved_by_an_average(tmp_path, stable_diffusion):
+    from diffusers.training_utils import EMAModel  # published UNets were saved by it
+
+    folder = shutil.copytree(stable_diffusion[0], tmp_path / "sd")
+    shutil.rmtree(folder / "unet")
+    unet = published.unet()
+    EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config).save_pretrained(folder / "unet")
+    assert "optimization_step" in json.loads((folder / "unet" / "config.json").read_text())
+    assert_same_unet(read(folder), "base_denoiser", unet)
+
+
 def test_instruct_pix2pix(tmp_path):
     models = published.stable_diffusion(tmp_path / "ip2p", in_channels=8)
     files = read(tmp_path / "ip2p", part="denoiser")
@@ -266,6 +278,8 @@ def test_export_of_all_that_diffusers_lacks(tmp_path, auffusion):
     assert_same_params(back.params, files.params)
     assert (back.config.stem_tokens, back.config.text_padding, back.config.null_text) == (True, "zeros", "zeros")
     np.testing.assert_allclose(back.config.latent_scale, files.config.latent_scale, rtol=1e-12)
+    with pytest.raises(UserError, match="unet: reads the context.*--from=instruct-pix2pix"):
+        read(out, config, "base_denoiser")
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion", "auffusion", "widened", "instruct-pix2pix"])

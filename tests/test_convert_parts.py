@@ -214,11 +214,31 @@ def _new_weight_norm(folder, theirs):
     torch.save(state, folder / "vocoder.pt")
 
 
+def _released_checkpoint(folder, theirs):
+    published.write_hifigan(folder, theirs)
+    (folder / "vocoder.pt").rename(folder / "generator_v1")
+
+
 def _speecht5(folder, theirs):
     theirs.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("store", [_auffusion, _generator_checkpoint, _new_weight_norm, _speecht5])
+def _speecht5_of_transformers_4(folder, theirs):
+    theirs.save_pretrained(folder)
+    published.edit(folder / "config.json", model_type="hifigan")
+
+
+_STORES = [
+    _auffusion,
+    _generator_checkpoint,
+    _released_checkpoint,
+    _new_weight_norm,
+    _speecht5,
+    _speecht5_of_transformers_4,
+]
+
+
+@pytest.mark.parametrize("store", _STORES)
 def test_hifigan(tmp_path, model, store):
     theirs = published.hifigan()
     store(tmp_path / "hifigan", theirs)

@@ -105,10 +105,18 @@ CONFIGS = {
         lambda d: published.edit(d / "unet" / "config.json", down_block_types=["DownBlock2D", "AttnDownBlock2D"]),
         'unknown denoiser block type "AttnDownBlock2D"',
     ),
+    "no list": (
+        lambda d: published.edit(d / "unet" / "config.json", down_block_types=5),
+        "another architecture: down_block_types is 5",
+    ),
     "layers": (lambda d: published.edit(d / "unet" / "config.json", layers_per_block=[1, 2]), "layers_per_block is [1"),
     "type": (lambda d: published.edit(d / "unet" / "config.json", norm_num_groups="8"), "norm_num_groups is '8'"),
     "negative": (lambda d: published.edit(d / "vae" / "config.json", norm_num_groups=-4), "norm_num_groups is -4"),
     "scale": (lambda d: published.edit(d / "vae" / "config.json", scaling_factor=0), "scaling_factor is 0"),
+    "no number": (
+        lambda d: published.edit(d / "vae" / "config.json", scaling_factor=float("nan")),
+        "scaling_factor is nan",
+    ),
     "means": (
         lambda d: published.edit(d / "vae" / "config.json", latents_mean=[0.5]),
         "latents_mean and latents_std are not of 4 channels",
@@ -195,6 +203,8 @@ class _Other:
         ({"generator": _Other()}, "never unpickled"),
         ([torch.zeros(2)], "of type list"),
         ({"generator": {}, "steps": 4}, '"steps" is of type int'),
+        (torch.zeros(2), "other objects than plain tensors"),
+        ({"generator": {"conv_pre.bias": torch.zeros(2).to_sparse()}}, '"generator.conv_pre.bias" is of type Tensor'),
     ],
 )
 def test_pickles_with_other_objects(auffusion, content, message):
@@ -228,6 +238,10 @@ AUFFUSION = {
         lambda d: (d / "condition_config.json").write_text('[{"text_encoder_name": "../x"}]'),
         'text_encoder_name "../x" is not the name of a folder',
     ),
+    "above": (
+        lambda d: (d / "condition_config.json").write_text('[{"condition_adapter_name": ".."}]'),
+        'condition_adapter_name ".." is not the name of a folder',
+    ),
     "no adapter": (lambda d: shutil.rmtree(d / "condition_adapter_0"), "condition_adapter_0: no weights"),
     "no vocoder": (lambda d: shutil.rmtree(d / "vocoder"), "vocoder/config.json: missing"),
     "another rate": (
@@ -248,6 +262,27 @@ def test_auffusion_configs(auffusion, case):
     with pytest.raises(UserError) as error:
         read(auffusion, name="auffusion")
     assert message in str(error.value)
+
+
+def test_weight_norm_of_another_shape(auffusion):
+    file = auffusion / "vocoder" / "vocoder.pt"
+    state = torch.load(file, weights_only=True)
+    state["generator"]["conv_pre.weight_g"] = torch.ones(3, 1, 1)
+    torch.save(state, file)
+    with pytest.raises(
+        UserError, match=r"vocoder: weights do not fit the config: missing conv_pre\.weight; unexpected"
+    ):
+        read(auffusion, name="auffusion")
+
+
+def test_attention_convolutions_of_another_size(folder):
+    def change(tensors):
+        name = "encoder.mid_block.attentions.0.to_q.weight"
+        return tensors | {name: tensors[name][:, :, None, None].repeat(1, 1, 3, 3)}
+
+    published.edit_tensors(folder / "vae" / WEIGHTS, change)
+    with pytest.raises(UserError, match=r"to_q\.weight is \(16, 16, 3, 3\), the config says \(16, 16\)"):
+        read(folder)
 
 
 def test_adapter_of_another_width(auffusion):

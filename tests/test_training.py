@@ -456,6 +456,18 @@ def test_init_from_missing_unknown_or_poor(world, uninterrupted, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_parent_may_have_been_sampled_otherwise(world, tmp_path):
+    parent = model_folder.load(world.parent)
+    parent.config.schedule.update(dict(timestep_spacing="linspace", steps_offset=1))
+    model_folder.save(tmp_path / "parent", parent, "float32", card="Noise.\n")
+    config = world.config()
+    config.init_from = str(tmp_path / "parent")
+    stages.load_parent(config)
+    config.schedule.prediction_type = "epsilon"
+    with pytest.raises(UserError, match="schedule.prediction_type=v_prediction, this run epsilon"):
+        stages.load_parent(config)
+
+
 def test_parent_of_another_shape(world, tmp_path):
     config = world.config()
     config.autoencoder.latent_channels = 4

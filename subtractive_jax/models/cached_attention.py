@@ -9,12 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-_MAX_SCORES = 2**20  # of a block of queries: 4 MB of float32
+_MAX_SCORES = 2**21  # of a block of queries: 8 MB of float32
 
 
 def _query_block(batch: int, length: int, keys: int) -> int:
     """How many queries to take at once: the most whose scores for one head stay in the cache; 0 if none divide."""
-    fitting = (size for size in (256, 128, 64) if length % size == 0)
+    fitting = (size for size in (512, 256, 128, 64) if length % size == 0)
     return next((size for size in fitting if size == 64 or batch * size * keys <= _MAX_SCORES), 0)
 
 

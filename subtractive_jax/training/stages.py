@@ -40,6 +40,7 @@ _FIELDS_OF_PART = {  # what must not differ between a part's config and the conf
     "base_denoiser": ("denoiser", "schedule"),
     "denoiser": ("denoiser", "schedule"),
 }
+_OF_THE_SOLVER = ("schedule.timestep_spacing", "schedule.steps_offset", "schedule.set_alpha_to_one")
 
 
 def load_parent(config: ml_collections.ConfigDict) -> model_folder.ModelFiles:
@@ -70,6 +71,8 @@ def load_parent(config: ml_collections.ConfigDict) -> model_folder.ModelFiles:
                 for name, (theirs, ours) in run_folder.differences(
                     {field: _plain(parent.config[field])}, {field: _plain(config[field])}
                 ).items():
+                    if name in _OF_THE_SOLVER:
+                        continue
                     raise UserError(f"the {part} of {config.init_from} has config.{name}={theirs}, this run {ours}")
     return parent
 

@@ -22,6 +22,9 @@ CONDITIONS = "condition_config.json"
 STEM_TOKENS = "stem_tokens"
 _TEXT_RULES = ("text_padding", "null_text")
 
+# What diffusers' `EMAModel.save_pretrained` adds to a config, and published UNets therefore say.
+_EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+
 _UNET = Fields(  # diffusers' UNet2DConditionModel
     taken=dict(
         block_out_channels=(320, 640, 1280, 1280),
@@ -57,6 +60,7 @@ _UNET = Fields(  # diffusers' UNet2DConditionModel
         "upcast_attention",
         "addition_embed_type_num_heads",
         "dropout",
+        *_EMA,
     ),
     per_block=("attention_head_dim", "transformer_layers_per_block"),
 )
@@ -98,6 +102,8 @@ def read(source: Published, config: ConfigDict, part: str) -> ModelFiles:
     """
     settings: dict[str, Any] = config.to_dict()
     folders = {part: "unet"} | ({"base_denoiser": "base_unet"} if source.has("base_unet") else {})
+    if "unet" not in folders.values():
+        source.note("unet", "reads the context, as base_unet shows; convert it with --from=instruct-pix2pix")
     conditions = _conditions(source)
     text = _read_text(source, settings, conditions)
     settings["schedule"], settings["sampling"]["solver"] = schedulers.read(source, config)
@@ -149,7 +155,7 @@ def _conditions(source: Published) -> dict[str, Any] | None:
     names = dict(text_encoder_name="text_encoder_0", condition_adapter_name=f"{ADAPTER}_0", condition_max_length=77)
     taken = source.fields(CONDITIONS, content[0], Fields({**names, "condition_dim": 768}), strict=False)
     for key in ("text_encoder_name", "condition_adapter_name"):
-        if Path(taken[key]).name != taken[key]:
+        if taken[key] in ("", "..") or Path(taken[key]).name != taken[key]:
             source.note(CONDITIONS, f'{key} "{taken[key]}" is not the name of a folder beside it')
             return None
     return taken
@@ -223,7 +229,8 @@ def _read_unet(source: Published, part: str, folder: str, settings: dict[str, An
         source.note(file, f"reads {reads} channels, not {expected}{hint}")
     if writes != latent:
         source.note(file, f"writes {writes} channels, but the autoencoder's latents have {latent}")
-    if content.get("only_cross_attention") == [False] * len(content.get("down_block_types", ())):
+    only_cross_attention = content.get("only_cross_attention")
+    if isinstance(only_cross_attention, list) and not any(only_cross_attention):  # one for each block
         content = {**content, "only_cross_attention": False}
     settings["denoiser"] = source.fields(file, content, _UNET)
     return True
@@ -262,7 +269,7 @@ def _new_attention_names(tensors: Tensors) -> Tensors:
         if ".attentions." in name:
             for old, new in _OLD_ATTENTION.items():
                 name = name.replace(f".{old}.", f".{new}.")
-            if tensor.ndim == 4:
+            if tensor.shape[2:] == (1, 1):
                 tensor = tensor[:, :, 0, 0]
         renamed[name] = tensor
     return renamed

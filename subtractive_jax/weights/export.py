@@ -70,9 +70,11 @@ def _write_component(folder: Path, content: Mapping[str, Any], tensors: Tensors,
     safetensors.numpy.save_file(tensors, folder / f"{stem}.safetensors", {"format": "pt"})
 
 
-def _latent_size(config: ConfigDict) -> list[int]:
+def _latent_size(config: ConfigDict) -> int | list[int]:
+    """One number where it says all: pipelines of some releases compare it with 64."""
     factor = 2 ** (len(config.autoencoder.block_out_channels) - 1)
-    return [config.representation.n_mels // factor, math.ceil(config.representation.window_frames / factor)]
+    height, width = config.representation.n_mels // factor, math.ceil(config.representation.window_frames / factor)
+    return height if height == width else [height, width]
 
 
 def _write_unet(folder: Path, name: str, part: str, files: ModelFiles) -> None:

@@ -18,11 +18,16 @@ _SHAPE: dict[str, Any] = dict(  # both layouts' names
     resblock_dilation_sizes=((1, 3, 5), (1, 3, 5), (1, 3, 5)),
 )
 _ORIGINAL = Fields(taken=dict(_SHAPE, num_mels=80, resblock="1"))
-_SPEECHT5 = Fields(taken=dict(_SHAPE, model_in_dim=80), fixed=dict(leaky_relu_slope=0.1))
+_SPEECHT5 = Fields(
+    taken=dict(_SHAPE, upsample_rates=(4,) * 4, upsample_kernel_sizes=(8,) * 4, model_in_dim=80),
+    fixed=dict(leaky_relu_slope=0.1),
+)
+_SPEECHT5_TYPES = ("speecht5_hifigan", "hifigan")  # the second before transformers 5, as all that is published
 # What the vocoder was trained on: its config's names, and ours for the same.
 _HEARS = dict(
     sampling_rate="sample_rate", hop_size="hop_length", n_fft="n_fft", win_size="win_length", fmin="fmin", fmax="fmax"
 )
+_CHECKPOINTS = ("g_????????", "generator_v?")  # pickles without a suffix, as trained and as published
 _WEIGHT_NORMS = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -35,7 +40,7 @@ def read_config(source: Published, folder: str, representation: ConfigDict) -> d
     content = source.config(file)
     if content is None:
         return None
-    if content.get("model_type") == "speecht5_hifigan":
+    if content.get("model_type") in _SPEECHT5_TYPES:
         fields = source.fields(file, content, _SPEECHT5, strict=False)
         fields.update(num_mels=fields.pop("model_in_dim"), resblock="1")
     else:
@@ -59,8 +64,8 @@ def _fused(tensors: Tensors) -> Tensors:
     for g_name, v_name in _WEIGHT_NORMS:
         for name in [name for name in fused if name.endswith(f".{v_name}")]:
             layer = name.removesuffix(v_name)
-            if f"{layer}{g_name}" not in fused:
-                continue  # and so is told as missing
+            if f"{layer}{g_name}" not in fused or fused[name].shape[:1] != (fused[f"{layer}{g_name}"].size,):
+                continue  # and so the weight is told as missing
             v, g = fused.pop(name).astype(np.float32), fused.pop(f"{layer}{g_name}").astype(np.float32)
             norm = np.sqrt(np.square(v).sum(axis=tuple(range(1, v.ndim)), keepdims=True))
             fused[f"{layer}weight"] = v * (g.reshape(-1, *(1,) * (v.ndim - 1)) / norm)
@@ -69,14 +74,14 @@ def _fused(tensors: Tensors) -> Tensors:
 
 def read_tensors(source: Published, folder: str) -> Tensors | None:
     """The generator's tensors with HiFi-GAN's names and weight norm fused."""
-    checkpoints = sorted(path.name for path in (source.path / folder).glob("g_????????"))[-1:]  # the newest
+    where = source.path / folder
+    checkpoints = [max(found).name for pattern in _CHECKPOINTS if (found := list(where.glob(pattern)))]  # the newest
     tensors = source.tensors(folder, ("vocoder", "model", "pytorch_model", "generator"), checkpoints)
     if tensors is None:
         return None
-    generator: Any = tensors.get("generator", tensors)
-    if not isinstance(generator, dict) or any(isinstance(value, dict) for value in generator.values()):
-        source.note(folder, f'no state dict and none under "generator" (found: {", ".join(sorted(tensors))})')
-        return None
+    prefix = "generator."
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    generator = inner or tensors
     normalised = {name: generator.pop(name) for name in ("mean", "scale") if name in generator}
     config = source.config(f"{folder}/config.json") or {}
     is_plain = (normalised.get("mean", np.zeros(1)) == 0).all() and (normalised.get("scale", np.ones(1)) == 1).all()

@@ -146,12 +146,15 @@ def read_config(file: Path) -> ConfigDict:
     """A resolved config from its JSON.
 
     Raises:
-      UserError: it is not valid JSON.
+      UserError: it is not valid JSON, or no object.
     """
     try:
-        return ConfigDict(_with_tuples(json.loads(file.read_text())))
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return ConfigDict(_with_tuples(content))
 
 
 def _with_tuples(value: Any) -> Any:

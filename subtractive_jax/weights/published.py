@@ -6,6 +6,7 @@ Weights are `<stem>.safetensors`, or shards listed in `<stem>.safetensors.index.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,7 @@ from subtractive_jax.models.network import Params
 from subtractive_jax.weights.torch_layout import from_torch
 
 Tensors = dict[str, np.ndarray]
-ReadPickle = Callable[[Path], Mapping[str, Any]]  # tensors, or dicts of tensors; raises UserError
+ReadPickle = Callable[[Path], Tensors]  # names of nested dicts joined by dots; raises UserError
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".fp16.safetensors", ".fp16.bin")
 _INDEX = ".index.json"
@@ -58,7 +59,7 @@ def _is_like(value: Any, example: Any) -> bool:
     if isinstance(example, int):
         return isinstance(value, int) and (value > 0 or example == 0)
     if isinstance(example, float):
-        return isinstance(value, int | float) and (value != 0 or example == 0)
+        return isinstance(value, int | float) and abs(value) < math.inf and (value != 0 or example == 0)
     return isinstance(value, type(example))
 
 
@@ -101,7 +102,7 @@ class Published:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             self.note(name, "missing")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.note(name, f"not valid JSON ({error})")
         return None
 
@@ -161,7 +162,7 @@ class Published:
         try:
             if path.suffix == ".safetensors":
                 return safetensors.numpy.load_file(path)
-            return dict(self._read_pickle(path))
+            return self._read_pickle(path)
         except UserError as error:
             self.note(name, str(error))
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:

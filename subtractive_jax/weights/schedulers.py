@@ -14,8 +14,7 @@ _KNOWN = {
     "prediction_type": objective.PREDICTION_TYPES,
     "timestep_spacing": solvers.SPACINGS,
 }
-# What the published classes do where a file says nothing. Of `steps_offset` and `clip_sample`, which old files lack,
-# `StableDiffusionPipeline` makes 1 and false, and so does `read`.
+# What the published classes do where a file says nothing.
 _DEFAULTS: dict[str | None, dict[str, Any]] = {
     "ddim": dict(set_alpha_to_one=True, timestep_spacing="leading"),
     "pndm": dict(skip_prk_steps=False, set_alpha_to_one=False, timestep_spacing="leading"),
@@ -50,8 +49,9 @@ def read(source: Published, config: ConfigDict) -> tuple[dict[str, Any], str]:
     content = source.config(FILE)
     if content is None:
         return config.schedule.to_dict(), config.sampling.solver
-    solver = {name: solver for solver, name in _CLASSES.items()}.get(content.get("_class_name", ""))
-    content = {"steps_offset": 1, **_DEFAULTS[solver], **content}
+    solver = next((solver for solver, name in _CLASSES.items() if name == content.get("_class_name")), None)
+    # As `StableDiffusionPipeline` does: a file without `steps_offset` means 1, and samples are never clipped.
+    content = {"steps_offset": 1, **_DEFAULTS[solver], **content, "clip_sample": False}
     if solver == "dpmsolver++":
         content["set_alpha_to_one"] = content["final_sigmas_type"] == "zero"
     taken = source.fields(

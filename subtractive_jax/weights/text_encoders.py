@@ -65,7 +65,8 @@ def read(source: Published, folder: str, tokenizer_folder: str, model_types: tup
     if content is None:
         return None
     if content.get("model_type") == "clip":
-        content = {"model_type": "clip_text_model", **(content.get("text_config") or {})}
+        text_config = content.get("text_config")
+        content = {"model_type": "clip_text_model", **(text_config if isinstance(text_config, dict) else {})}
     model_type = content.get("model_type")
     if model_type not in model_types:
         source.note(file, f"another architecture: model_type is {model_type!r} (expected {' or '.join(model_types)})")
@@ -81,7 +82,7 @@ def read(source: Published, folder: str, tokenizer_folder: str, model_types: tup
     tokenizer = tokenizer_files.read(source, tokenizer_folder, model_type)
     if tokenizer is not None:
         config |= tokenizer_files.special_ids(source, tokenizer_folder, tokenizer, model_type)
-        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= config["vocab_size"]:
             source.note(tokenizer_folder, f"token ids up to {largest}, but the encoder has {config['vocab_size']}")
     config["model_type"] = model_type
