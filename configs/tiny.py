@@ -45,14 +45,22 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     )
     config.data = ConfigDict(
         dict(
-            stems=("drums", "bass", "guitar", "keys"),  # stems the model learns to put back
+            stems=("drums", "bass", "guitar", "keys"),  # what the model learns to put back; "bass+drums": both at once
             window_hop_frames=512,  # distance between the starts of training windows
             min_stem_level_db=-30.0,  # a window is kept when the stem is within this of its own level over the song
+            max_bleed_db=-10.0,  # of separated material: how much of a removed stem may be left in its context
             loudness_lufs=-20.0,  # of the context, see representation/level.py
             instructions_per_window=4,
             validation_fraction=0.06,  # of the groups
             test_fraction=0.06,  # of the groups
             songs_per_shard=16,
+            augmentation=dict(  # of the training split, see data_pipeline/augment.py
+                copies=0,  # of every song
+                pitch_semitones=2.0,  # transposed by at most
+                gain_db=3.0,  # change of a stem's level at most
+                remix=True,  # stems of another take of the same group, where there is one
+                seed=0,
+            ),
         )
     )
     config.max_text_tokens = 64

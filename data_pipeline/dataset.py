@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import os
-import shutil
 import tempfile
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data_pipeline import files
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
+
+_LAST = "metadata.json"  # a dataset is there when this is
 
 
 def features(name: str, shapes: Mapping[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
@@ -46,71 +49,100 @@ def shard_name(name: str, split: str, index: int, count: int) -> str:
     return f"{name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
 
 
-def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
-    """Writes a TFRecord file, whole or not at all; its number of bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    size = 0
+def write_shard(path: str, payloads: Iterable[bytes]) -> int:
+    """Writes a TFRecord file and its index, whole or not at all; the file's number of bytes."""
+    temporary = f"{path}.{uuid.uuid4().hex}"
+    index = temporary + records.INDEX_SUFFIX
     try:
-        with open(temporary, "wb") as file:
-            for payload in payloads:
-                size += file.write(records.frame(payload))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with files.create(temporary) as file:
+            content = records.write_records(file, payloads)
+        files.write_bytes(index, content)
+        size = files.size(temporary)
+        files.move([(index, path + records.INDEX_SUFFIX), (temporary, path)])
+    except BaseException:
+        files.delete([path for path in (temporary, index) if files.exists(path)])
+        raise
     return size
 
 
+def read_shard(path: str) -> Iterator[bytes]:
+    """All payloads of a TFRecord file in order."""
+    with files.open_file(path) as file:
+        yield from records.read_records(file, path)
+
+
+def folder(data_dir: str, name: str) -> str:
+    return files.join(data_dir, name, records.DATASET_VERSION)
+
+
+def is_complete(data_dir: str, name: str) -> bool:
+    return files.exists(files.join(folder(data_dir, name), _LAST))
+
+
 @contextlib.contextmanager
-def new_dataset(data_dir: str, name: str) -> Iterator[Path]:
+def new_dataset(data_dir: str, name: str) -> Iterator[str]:
     """A folder to write a dataset into; it becomes `data_dir`'s when the block ends without an error.
 
     Raises:
       UserError: the dataset is there already.
     """
-    final = records.dataset_dir(data_dir, name)
-    if final.exists():
+    final = folder(data_dir, name)
+    if is_complete(data_dir, name):
         raise UserError(f"{final}: already there; delete it, or give another --data_dir")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=final.parent))
-    folder = records.dataset_dir(staging, name)  # TFDS reads name and version from the path
+    staging = files.join(data_dir, name, f".incomplete-{uuid.uuid4().hex[:12]}")
+    files.make_folder(staging)
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        os.replace(folder, final)
+        yield staging
+        files.move_folder(staging, final, last=_LAST)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        files.delete_folder(staging)
 
 
 def finish(
-    folder: Path,
+    staging: str,
     name: str,
     schema: tfds.features.FeaturesDict,
     shards: Sequence[Mapping[str, Any]],
     metadata: Mapping[str, Any],
     rejected: Sequence[Mapping[str, Any]],
+    notes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes what stands beside the shards: TFDS's description, `metadata.json` and `rejected.jsonl`.
+    """Writes what stands beside the shards: TFDS's description, `metadata.json`, `rejected.jsonl` and `notes.jsonl`.
 
     Args:
-      shards: for each shard, `split`, `index`, `examples`, `bytes` and `counts` (examples by stem).
+      shards: for each shard, `split`, `index`, `examples`, `bytes`, `songs`, `counts` (examples by stem) and
+        `genres` (examples by genre).
     """
-    counts: dict[str, dict[str, int]] = {split: {} for split in records.SPLITS}
+    tables: dict[str, dict[str, dict[str, int]]] = {
+        table: {
+            split: sum((Counter(shard[table]) for shard in shards if shard["split"] == split), Counter())
+            for split in records.SPLITS
+        }
+        for table in ("counts", "genres")
+    }
+    songs = {split: sum(shard["songs"] for shard in shards if shard["split"] == split) for split in records.SPLITS}
     split_infos = []
     for split in records.SPLITS:
         own = sorted((shard for shard in shards if shard["split"] == split), key=lambda shard: shard["index"])
-        for shard in own:
-            for stem, count in shard["counts"].items():
-                counts[split][stem] = counts[split].get(stem, 0) + count
         if own:
             lengths, size = [shard["examples"] for shard in own], sum(shard["bytes"] for shard in own)
             split_infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=schema,
-        split_infos=split_infos,
-        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        check_data=False,
-    )
-    (folder / "metadata.json").write_text(json.dumps({**metadata, "counts": counts}, indent=1, sort_keys=True) + "\n")
-    lines = sorted(json.dumps(item, sort_keys=True) for item in rejected)
-    (folder / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch, name, records.DATASET_VERSION)  # TFDS reads name and version from the path
+        local.mkdir(parents=True)
+        for path in files.list_files(staging):
+            (local / path).touch()  # TFDS looks for the shards' names
+        tfds.folder_dataset.write_metadata(
+            data_dir=local,
+            features=schema,
+            split_infos=split_infos,
+            filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            check_data=False,
+        )
+        for written in (local / "dataset_info.json", local / "features.json"):
+            files.write_bytes(files.join(staging, written.name), written.read_bytes())
+    for beside, rows in (("rejected.jsonl", rejected), ("notes.jsonl", notes)):
+        lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        files.write_bytes(files.join(staging, beside), "".join(lines).encode())
+    text = json.dumps({**metadata, **tables, "songs": songs}, indent=1, sort_keys=True) + "\n"
+    files.write_bytes(files.join(staging, _LAST), text.encode())

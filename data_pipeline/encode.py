@@ -1,15 +1,24 @@
 """Windows of audio and their texts to what training reads: posterior moments and text states, both float16."""
 
+import bisect
+import functools
 from typing import Any
 
 import numpy as np
 
 import subtractive_jax
+from data_pipeline import files
 from subtractive_jax import fingerprint, records
 from subtractive_jax.representation.audio import read_audio, to_mono
 
 _SIGNALS = ("mix", "context", "stem")
 _TEXT_BATCH = 8
+
+
+@functools.cache
+def encoders(model: str) -> "Encoders":
+    """The encoders of a model, which may lie in a bucket; loaded once a process, however many threads ask."""
+    return Encoders(files.local_copy(model))
 
 
 class Encoders:
@@ -25,7 +34,6 @@ class Encoders:
     def __init__(self, model: str):
         self._model = subtractive_jax.load(model)
         self._model.params("autoencoder"), self._model.params("text_encoder")
-        self._states: dict[str, np.ndarray] = {}
 
     @property
     def representation(self) -> dict[str, Any]:
@@ -52,22 +60,30 @@ class Encoders:
         """`[F, T, 2C]` of one window."""
         return self._model.encode_audio(np.zeros((1, self._model.mel.window_samples), np.float32)).shape[1:]
 
-    def encode_texts(self, texts: list[str]) -> list[np.ndarray]:
+    def encode_texts(self, texts: list[str], known: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """States `[L, D]` float16 of each text: of all positions that the denoiser may look at.
+
+        Args:
+          known: states of texts seen before; gets those of the new ones.
 
         Raises:
           UserError: a text has more tokens than the model reads.
         """
-        fresh = list(dict.fromkeys(text for text in texts if text not in self._states))
+        known = {} if known is None else known
+        fresh = list(dict.fromkeys(text for text in texts if text not in known))
         if fresh:
             padding = [""] * (-len(fresh) % _TEXT_BATCH)  # few shapes to compile for
             states, mask = self._model.encode_text(fresh + padding)
-            self._states |= {text: s[m].astype(np.float16) for text, s, m in zip(fresh, states, mask, strict=False)}
-        return [self._states[text] for text in texts]
+            known |= {text: s[m].astype(np.float16) for text, s, m in zip(fresh, states, mask, strict=False)}
+        return [known[text] for text in texts]
 
-    def forget_texts(self) -> None:
-        """Drops the states kept for texts seen before."""
-        self._states.clear()
+    def shortened(self, text: str) -> str:
+        """The text, or as many of its first words as the model reads."""
+        if self._model.reads(text):
+            return text
+        words = text.split()
+        count = bisect.bisect(range(len(words)), False, key=lambda last: not self._model.reads(" ".join(words[:last])))
+        return " ".join(words[: count - 1])
 
     def encode_audio(self, examples: list[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
         """`mix_latent`, `context_latent`, `stem_latent` `[F, T, 2C]` float16 of examples of `windows`, at their gains.

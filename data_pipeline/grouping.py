@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import mido
 
+from subtractive_jax.errors import unknown_name
+
 STEMS = ("drums", "bass", "guitar", "keys", "vocals", "other")
 PERCUSSION_CHANNEL = 9
 
@@ -32,6 +34,11 @@ _PIECES = {  # General MIDI percussion keys
     **{37: "sidestick", 39: "clap", 42: "closed hat", 44: "pedal hat", 46: "open hat", 52: "china", 53: "ride bell"},
     **{54: "tambourine", 55: "splash", 56: "cowbell", 69: "cabasa", 70: "maracas", 75: "claves", 81: "triangle"},
 }
+_MOISESDB = {  # its stems
+    **{"vocals": "vocals", "bass": "bass", "drums": "drums", "percussion": "drums"},
+    **{"guitar": "guitar", "other_plucked": "guitar", "piano": "keys", "other_keys": "keys"},
+    **{"bowed_strings": "other", "wind": "other", "other": "other"},
+}
 
 
 def stem_of_program(program: int, percussion: bool) -> str:
@@ -39,6 +46,17 @@ def stem_of_program(program: int, percussion: bool) -> str:
     if percussion:
         return "drums"
     return next((stem for first, last, stem in _PROGRAMS if first <= program <= last), "other")
+
+
+def stem_of_moisesdb(stem_name: str, track_type: str) -> str:
+    """The stem of a track of MoisesDB; mallets, which it counts as percussion, are keys as in General MIDI.
+
+    Raises:
+      UserError: its taxonomy has no such stem.
+    """
+    if stem_name not in _MOISESDB:
+        raise unknown_name("MoisesDB stem", stem_name, _MOISESDB)
+    return "keys" if track_type.startswith("pitched_percussion") else _MOISESDB[stem_name]
 
 
 @dataclasses.dataclass

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+from data_pipeline import vocabulary
+
 Tags = Mapping[str, Any]
 
 _TEMPLATES = (
@@ -34,82 +36,7 @@ _TEMPLATES = (
     "{verb} {noun} to make it sound {mood}",
     "{verb} {noun} for a {genre} song",
 )
-_VERBS = ("Add", "Add", "Add", "Generate", "Insert", "Put in", "Bring in", "Play", "Give me")
-
-_NOUNS = {
-    "drums": ("drums", "drums", "beats", "percussion", "a drum track"),
-    "bass": ("bass", "bass", "bass lines", "a bass part"),
-    "guitar": ("guitar", "guitar", "guitars", "a guitar part"),
-    "keys": ("keys", "keyboards", "a keyboard part"),
-    "vocals": ("vocals", "singing"),
-    "other": ("melodies", "an extra part"),
-}
-_GENRES = {  # where a genre is called otherwise than its tag
-    "blues": ("blues", "bluesy"),
-    "electronic": ("electronic", "electro"),
-    "folk": ("folk", "folky"),
-    "funk": ("funk", "funky"),
-    "jazz": ("jazz", "jazzy"),
-    "latin": ("Latin",),
-    "metal": ("metal", "heavy metal"),
-    "r&b": ("R&B",),
-    "show": ("show tune", "Broadway"),
-    "soul": ("soul", "soulful"),
-}
-_AGGRESSIVE = ("metal", "punk", "rock")
-_EMOTIONAL = ("ballad", "soul", "gospel", "folk", "pop", "classical", "waltz")
-_DISTORTED = ("Distortion Guitar", "Overdriven Guitar")
-
-_DENSITY = {  # onsets a second: sparse below, busy above (quartiles of a thousand General MIDI songs)
-    "drums": (3.3, 6.2),
-    "bass": (1.4, 2.7),
-    "guitar": (2.1, 6.5),
-    "keys": (1.4, 3.7),
-}
-_LOUDNESS = {"drums": (61, 84), "bass": (81, 105), "guitar": (69, 91), "keys": (67, 91)}  # mean velocity: the same
-_TIMBRES = (  # what an instrument's General MIDI name says about its sound
-    *(("Drum kit 24", "electronic"), ("Drum kit 25", "electronic"), ("Drum kit 32", "acoustic")),
-    *(("Drum kit 40", "brushed"), ("Drum kit 48", "orchestral"), ("Drum kit", "acoustic")),
-    *(("Acoustic Bass", "upright"), ("Fretless", "fretless"), ("Slap", "slap"), ("Picked", "picked")),
-    *(("Synth", "synth"), ("Fingered", "fingered"), ("Nylon", "nylon-string"), ("Steel Guitar", "acoustic")),
-    *(("Distortion", "distorted"), ("Overdriven", "overdriven"), ("Muted", "muted"), ("Clean", "clean")),
-    *(("Jazz Guitar", "hollow-body"), ("Electric", "electric"), ("Acoustic", "acoustic")),
-)
-_INSTRUMENTS = (  # General MIDI name to what people call it
-    *(("Electric Piano", "electric piano"), ("Piano", "piano"), ("Organ", "organ"), ("Accordion", "accordion")),
-    *(
-        ("Sax", "saxophone"),
-        ("Trumpet", "trumpet"),
-        ("Trombone", "trombone"),
-        ("Brass", "brass"),
-        ("String", "strings"),
-    ),
-    *(("Choir", "choir"), ("Voice", "voices"), ("Pad", "synth pad"), ("Lead", "synth lead"), ("FX", "synth effects")),
-)
-_PIECES = {  # drum pieces worth naming
-    "crash": ("cymbal crashes", "crash cymbals"),
-    "ride": ("a ride cymbal", "a steady ride"),
-    "closed hat": ("crisp hi-hats", "tight hi-hats"),
-    "open hat": ("open hi-hats",),
-    "sidestick": ("rimshots", "a cross-stick"),
-    "snare": ("a snare backbeat",),
-    "kick": ("a solid kick",),
-    "tom": ("tom fills",),
-    "clap": ("hand claps",),
-    "conga": ("congas",),
-    "bongo": ("bongos",),
-    "tambourine": ("a tambourine",),
-    "cowbell": ("a cowbell",),
-    "maracas": ("maracas",),
-    "claves": ("claves",),
-    "shaker": ("a shaker",),
-}
-_FEELS = {
-    "swing/triplet": ("a swing feel", "a shuffle feel"),
-    "straight 8ths": ("straight eighth notes",),
-    "straight 16ths": ("sixteenth notes", "a sixteenth-note groove"),
-}
-_PLAIN_STYLE = re.compile(r"[A-Za-z0-9&'/ -]{1,32}")
+_PLAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9&'/ -]{1,32}")
 _NOT_A_STYLE = re.compile(r"guitar|piano|percussion|string|etude|drums")
 
 
@@ -123,13 +50,31 @@ def _named(table: Sequence[tuple[str, str]], instruments: Sequence[str]) -> list
     return list(dict.fromkeys(word for word in words if word))
 
 
+def _plain(word: object) -> str:
+    """A tag's word as people write it, or nothing where it is not plain words: "Singer_Songwriter" and "R&B"."""
+    words = str(word).replace("_", " ").split()
+    text = " ".join(word if word.isupper() else word.lower() for word in words)
+    return text if _PLAIN.fullmatch(text) else ""
+
+
+def _plain_words(tags: Tags, key: str) -> list[str]:
+    """The plain words of a tag that is a word or a list of words."""
+    value = tags.get(key) or ()
+    return [word for word in map(_plain, [value] if isinstance(value, str) else value) if word]
+
+
+def _genre(tags: Tags) -> str:
+    genre = _plain(tags.get("genre") or "")
+    return genre.lower() if genre.lower() in vocabulary.GENRES else genre
+
+
 def _genre_words(tags: Tags) -> list[str]:
-    genre, style = tags.get("genre"), tags.get("style")
-    words = list(_GENRES.get(genre, (genre,))) if genre else []
+    genre, style = _genre(tags), tags.get("style")
+    words = list(vocabulary.GENRES.get(genre, (genre,))) if genre else []
     instruments = [name for stem in tags.get("stems", {}).values() for name in stem.get("instruments", ())]
-    if genre in ("pop", "rock") and not set(instruments) & set(_DISTORTED):
+    if genre in ("pop", "rock") and not set(instruments) & set(vocabulary.DISTORTED):
         words.append("indie")
-    if style and style != genre and _PLAIN_STYLE.fullmatch(style) and not _NOT_A_STYLE.search(style):
+    if style and style != genre and _PLAIN.fullmatch(style) and not _NOT_A_STYLE.search(style):
         words.append(style)
     return words
 
@@ -137,37 +82,45 @@ def _genre_words(tags: Tags) -> list[str]:
 def _loudness(tags: Tags, stem: str) -> str:
     """`soft`, `loud` or `medium`: how hard the stem is played."""
     velocity = _stem_tags(tags, stem).get("vel_mean")
-    quiet, hard = _LOUDNESS.get(stem, (67, 91))
-    dynamics = str(tags.get("dynamics", ""))
-    if (velocity is not None and velocity < quiet) or dynamics in ("steady p", "steady mp"):
+    quiet, hard = vocabulary.LOUDNESS.get(stem, (67, 91))
+    dynamics = str(_stem_tags(tags, stem).get("dynamics") or tags.get("dynamics", ""))
+    if (velocity is not None and velocity < quiet) or dynamics in vocabulary.SOFT:
         return "soft"
-    return "loud" if (velocity is not None and velocity > hard) or dynamics in ("steady f", "steady ff") else "medium"
+    return "loud" if (velocity is not None and velocity > hard) or dynamics in vocabulary.LOUD else "medium"
+
+
+def _density(tags: Tags, stem: str) -> str:
+    """`sparse`, `busy` or `medium`: as the stem's tags say, or else by its onsets."""
+    described = _stem_tags(tags, stem)
+    if "density" in described:
+        density = described["density"]
+        return "sparse" if density in vocabulary.SPARSE else "busy" if density in vocabulary.BUSY else "medium"
+    onsets = described.get("onsets_per_s")
+    sparse, busy = vocabulary.DENSITY.get(stem, (1.0, 4.0))
+    if onsets is None:
+        return "medium"
+    return "sparse" if onsets < sparse else "busy" if onsets > busy else "medium"
 
 
 def _moods(tags: Tags, stem: str) -> list[str]:
-    tempo, onsets = tags.get("tempo"), _stem_tags(tags, stem).get("onsets_per_s")
-    loudness = _loudness(tags, stem)
-    sparse, busy = _DENSITY.get(stem, (1.0, 4.0))
+    tempo, loudness = tags.get("tempo"), _loudness(tags, stem)
     moods = {"soft": ["soft", "gentle", "quiet"], "loud": ["loud", "powerful"], "medium": []}[loudness]
-    if loudness == "loud" and tags.get("genre") in _AGGRESSIVE:
+    if loudness == "loud" and _genre(tags) in vocabulary.AGGRESSIVE:
         moods += ["aggressive", "hard-hitting"]
     if tempo is not None and tempo < 85:
         moods += ["slow", "laid-back"]
     elif tempo is not None and tempo > 140:
         moods += ["fast", "driving"]
-    if onsets is not None and onsets < sparse:
-        moods += ["sparse", "simple"]
-    elif onsets is not None and onsets > busy:
-        moods += ["busy", "energetic"]
+    moods += {"sparse": ["sparse", "simple"], "busy": ["busy", "energetic"], "medium": []}[_density(tags, stem)]
     if tempo is not None and tempo >= 105 and loudness != "soft":
         moods += ["lively", "upbeat"]
-    return moods or ["steady"]
+    return [*moods, *_plain_words(tags, "mood")] or ["steady"]
 
 
 def _traits(tags: Tags, stem: str) -> list[str]:
     described = _stem_tags(tags, stem)
-    traits = [name for piece in described.get("pieces", {}) for name in _PIECES.get(piece, ())]
-    traits += _FEELS.get(tags.get("feel", ""), ())
+    traits = [name for piece in described.get("pieces", {}) for name in vocabulary.PIECES.get(piece, ())]
+    traits += vocabulary.FEELS.get(tags.get("feel", ""), ())
     if stem == "drums" and _loudness(tags, stem) != "soft":
         traits += ["punchy beats", "a strong groove"]
     return traits
@@ -175,26 +128,52 @@ def _traits(tags: Tags, stem: str) -> list[str]:
 
 def _purposes(tags: Tags, stem: str) -> list[str]:
     purposes = ["to enhance emotion", "for a tender mood"] if _loudness(tags, stem) == "soft" else ["for more energy"]
-    if tags.get("genre") in _EMOTIONAL:
+    if _genre(tags) in vocabulary.EMOTIONAL:
         purposes.append("to lift the song")
     return purposes
 
 
 def _slots(tags: Tags, stem: str) -> dict[str, list[str]]:
     """What each place of a template can hold; a template with an empty place is not used."""
+    if "+" in stem:
+        return _joint_slots(tags, stem)
     instruments = _stem_tags(tags, stem).get("instruments", ())
-    nouns = list(_NOUNS.get(stem, (stem,)))
+    nouns = list(vocabulary.NOUNS.get(stem, (stem.replace("_", " "),)))
     if stem in ("keys", "other"):
-        nouns += _named(_INSTRUMENTS, instruments)
+        nouns += _named(vocabulary.INSTRUMENTS, instruments)
     return {
-        "verb": list(_VERBS),
+        "verb": list(vocabulary.VERBS),
         "noun": nouns,
         "genre": _genre_words(tags),
         "mood": _moods(tags, stem),
-        "timbre": _named(_TIMBRES, instruments),
+        "timbre": _named(vocabulary.TIMBRES, instruments) + _plain_words(_stem_tags(tags, stem), "articulation"),
         "trait": _traits(tags, stem),
         "purpose": _purposes(tags, stem),
         "tempo": [f"{tags['tempo']:.0f}"] if tags.get("tempo") else [],
+    }
+
+
+def _joint_slots(tags: Tags, stem_name: str) -> dict[str, list[str]]:
+    """For stems missing together: all are named, in either order, in the moods that fit all, with traits of any."""
+    each = [_slots(tags, stem) for stem in stem_name.split("+")]
+    bare = [list(dict.fromkeys(noun for noun in own["noun"] if not noun.startswith(("a ", "an ")))) for own in each]
+    nouns = [_in_words(order) for names in itertools.product(*bare) for order in (names, names[::-1])]
+    if any(own["timbre"] for own in each):
+        names = tuple(" ".join([*own["timbre"][:1], nouns[0]]) for own, nouns in zip(each, bare, strict=True))
+        nouns += [_in_words(names), _in_words(names[::-1])]
+
+    def shared(place: str) -> list[str]:
+        return [word for word in each[0][place] if all(word in own[place] for own in each)]
+
+    return {
+        "verb": each[0]["verb"],
+        "noun": [*nouns, *vocabulary.TOGETHER.get(stem_name, ())],
+        "genre": each[0]["genre"],
+        "mood": shared("mood") or ["steady"],
+        "timbre": [],
+        "trait": list(dict.fromkeys(trait for own in each for trait in own["trait"])),
+        "purpose": shared("purpose"),
+        "tempo": each[0]["tempo"],
     }
 
 
@@ -219,7 +198,7 @@ def _article_first(template: str, noun: str) -> str:
 
 def _with_articles(text: str) -> str:
     """`a` to `an` before a vowel that is heard as one."""
-    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])(?!one)", r"\1n ", text)
+    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU]|R&B)(?!one)", r"\1n ", text)
 
 
 def _say(template: str, words: Mapping[str, str]) -> str:
@@ -245,6 +224,7 @@ def instructions(tags: Tags, stem: str, song_id: str, start_seconds: float, coun
 
     Args:
       tags: the song's tags; what is unknown is not mentioned.
+      stem: a stem, or several missing together, such as `bass+drums`.
       start_seconds: of the window; with the song and the stem it decides the words.
     """
     slots = _slots(tags, stem)
@@ -266,7 +246,7 @@ def _players(tags: Tags) -> list[str]:
     """What is heard, stem by stem; keys and other by their instruments."""
     players: list[str] = []
     for stem, described in tags.get("stems", {}).items():
-        own = _named(_INSTRUMENTS, described.get("instruments", ())) if stem in ("keys", "other") else [stem]
+        own = _named(vocabulary.INSTRUMENTS, described.get("instruments", ())) if stem in ("keys", "other") else [stem]
         players += own[:2] or [stem]
     return list(dict.fromkeys("other instruments" if player == "other" else player for player in players))
 
@@ -281,8 +261,8 @@ _CAPTIONS = (
 
 def caption(tags: Tags, song_id: str, start_seconds: float) -> str:
     """What the full mix is: "A one-drop reggae song with drums, bass, guitar and organ, 74 BPM, in G major"."""
-    style, genre = tags.get("style"), tags.get("genre")
-    kind = style if style and _PLAIN_STYLE.fullmatch(style) else genre or ""
+    style = tags.get("style")
+    kind = style if style and _PLAIN.fullmatch(style) else _genre(tags)
     if kind == "latin":
         kind = "Latin"
     players = _players(tags)

@@ -3,25 +3,28 @@
 So memory is bounded by a song, nothing is shuffled between workers, and the bytes are the same whatever their number.
 """
 
+import abc
+import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipeline import dataset, instructions, render, sources, windows
-from data_pipeline.encode import Encoders
+from data_pipeline import augment, copies, dataset, files, instructions, llm, separation, sources, windows
+from data_pipeline.encode import encoders
+from data_pipeline.song import Rejected, Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation import audio
 from subtractive_jax.representation.mel import Mel
 
 _ENCODE_BATCH = 8  # examples
+_POOL = 4  # texts asked of a language model, for each that a window gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +34,67 @@ class Shard:
     split: str
     index: int
     count: int  # shards of the split
-    songs: tuple[sources.Song, ...] = ()
+    songs: tuple[Song, ...] = ()
+    other_takes: tuple[tuple[Song | None, ...], ...] = ()  # of each song, for each augmented copy
     source: str = ""  # a shard of `windows`
 
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
 
-def plan(songs: list[sources.Song], splits: list[str], songs_per_shard: int) -> list[Shard]:
-    """Songs, sorted by id, to shards of `songs_per_shard` within each split."""
+    @staticmethod
+    def from_json(line: str) -> "Shard":
+        fields = json.loads(line)
+        songs = tuple(_song(song) for song in fields.pop("songs"))
+        takes = tuple(tuple(song and _song(song) for song in own) for own in fields.pop("other_takes"))
+        return Shard(**fields, songs=songs, other_takes=takes)
+
+
+def song_from_json(line: str) -> Song:
+    return _song(json.loads(line))
+
+
+def _song(fields: dict[str, Any]) -> Song:
+    return Song(**{**fields, "files": tuple((stem, path) for stem, path in fields["files"])})
+
+
+def plan(songs: list[Song], splits: dict[str, str], songs_per_shard: int, augmentation: dict[str, Any]) -> list[Shard]:
+    """Songs, sorted by id, to shards of `songs_per_shard` within each split; those of `train` with copies.
+
+    Args:
+      augmentation: `config.data.augmentation`.
+    """
+    groups: dict[str, list[Song]] = {}
+    for song in songs:
+        groups.setdefault(song.group_id, []).append(song)
+
+    def other_takes(song: Song) -> tuple[Song | None, ...]:
+        # Separation is dear, and what it leaves in a stem would sound with another take's rest.
+        takes = groups[song.group_id] if augmentation["remix"] and song.kind != "songs" else []
+        numbers = range(1, augmentation["copies"] + 1)
+        return tuple(augment.partner(song, takes, number, augmentation["seed"]) for number in numbers)
+
     shards = []
     for split in records.SPLITS:
-        own = [song for song, its_split in zip(songs, splits, strict=True) if its_split == split]
+        own = [song for song in songs if splits[song.song_id] == split]
         starts = range(0, len(own), songs_per_shard)
         for index, start in enumerate(starts):
-            shards.append(Shard(split, index, len(starts), tuple(own[start : start + songs_per_shard])))
+            part = tuple(own[start : start + songs_per_shard])
+            takes = tuple(other_takes(song) if split == "train" else () for song in part)
+            shards.append(Shard(split, index, len(starts), part, takes))
     return shards
+
+
+@dataclasses.dataclass
+class Report:
+    """What is to be known about a shard, beside its records."""
+
+    rejected: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    notes: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    texts: Counter[str] = dataclasses.field(default_factory=Counter)  # where instructions came from
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict)  # of latents, by key
+
+    def reject(self, song_id: str, source: str, reason: str) -> None:
+        self.rejected.append(dataclasses.asdict(Rejected(song_id, source, reason)))
 
 
 class _WriteShards(beam.DoFn):
@@ -51,66 +102,125 @@ class _WriteShards(beam.DoFn):
 
     features: tfds.features.FeaturesDict  # made in setup(), on the worker
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: str):
         self._name, self._folder = name, folder
 
     def process(self, shard: Shard) -> Iterator[str]:
         counts: Counter[str] = Counter()
-        rejected: list[dict[str, str]] = []
+        genres: Counter[str] = Counter()
+        songs: set[str] = set()
+        report = Report()
 
         def payloads() -> Iterator[bytes]:
-            for example in self.examples(shard, rejected):
+            for example in self.examples(shard, report):
                 counts[example["stem_name"]] += 1
+                genres[json.loads(example["tags"]).get("genre") or "unknown genre"] += 1
+                songs.add(example["song_id"])
                 yield dataset.serialize(self.features, example)
 
-        path = self._folder / dataset.shard_name(self._name, shard.split, shard.index, shard.count)
+        path = files.join(self._folder, dataset.shard_name(self._name, shard.split, shard.index, shard.count))
         size = dataset.write_shard(path, payloads())
         about = {"split": shard.split, "index": shard.index, "examples": counts.total(), "bytes": size}
-        yield json.dumps(about | {"counts": counts, "rejected": rejected} | self.statistics())
+        about |= {"counts": counts, "genres": genres, "songs": len(songs)}
+        yield json.dumps(about | dataclasses.asdict(report))
 
-    def examples(self, shard: Shard, rejected: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        """A shard's examples in order; what is refused is added to `rejected`."""
-        raise NotImplementedError
-
-    def statistics(self) -> dict[str, Any]:
-        """Sums over the shard just written."""
-        return {}
+    @abc.abstractmethod
+    def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:
+        """A shard's examples in order."""
 
 
 class WriteWindows(_WriteShards):
     """Songs to shards of `windows`."""
 
-    def __init__(self, folder: Path, representation: dict[str, Any], data: dict[str, Any]):
+    def __init__(
+        self,
+        folder: str,
+        representation: dict[str, Any],
+        data: dict[str, Any],
+        tools: Tools,
+        separates: bool = False,
+        language_model: dict[str, Any] | None = None,
+    ):
+        """Args:
+        separates: some songs need a separator.
+        language_model: arguments of `llm.Writer`; None: templates write all instructions.
+        """
         super().__init__("windows", folder)
-        self._mel, self._data = Mel.from_config(representation), data
+        self._separates = separates
+        self._mel, self._data, self._tools = Mel.from_config(representation), data, tools
+        self._language_model = language_model
 
     def setup(self) -> None:
         self.features = dataset.features("windows", {})
+        if self._separates:
+            separation.separator(self._tools)  # a model that cannot be had ends the build, not every song of it
+        self._writer = llm.Writer(**self._language_model) if self._language_model else None
 
-    def examples(self, shard: Shard, rejected: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        for song in shard.songs:
+    def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:
+        for song, other_takes in zip(shard.songs, shard.other_takes, strict=True):
             count = 0
             try:
-                for example in self._song(song):
+                for example in self._song(song, other_takes, report):
                     count += 1
                     yield example
                 if not count:
                     raise UserError("no window in which both a wanted stem and the rest are heard")
             except (UserError, OSError) as error:
-                rejected.append(dataclasses.asdict(sources.Rejected(song.song_id, song.path, str(error))))
+                report.reject(song.song_id, song.files[0][1], str(error))
 
-    def _song(self, song: sources.Song) -> Iterator[dict[str, Any]]:
+    def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
+        rate, augmentation = self._mel.sample_rate, self._data["augmentation"]
+        recording = sources.load(song, rate, self._tools)
+        with windows.hear(recording, rate, self._data["stems"]) as heard:
+            report.notes += [{"song_id": song.song_id, "note": note} for note in recording.notes]
+            clean = [name for name in heard.sets if self._is_clean(name, heard, song, report)]
+            texts = self._texts(song, recording.tags, clean, report)
+            yield from self._windows(song, recording.tags, heard, clean, texts, windows.as_it_is)
+            for number, other_take in enumerate(other_takes, 1):
+                settings = (augmentation[name] for name in ("seed", "pitch_semitones", "gain_db"))
+                copy = copies.Copy(song.song_id, number, *settings)
+                with self._with_other_take(song, heard, other_take) as takes:
+                    yield from self._windows(song, recording.tags, takes, clean, texts, copy)
+
+    @contextlib.contextmanager
+    def _with_other_take(
+        self, song: Song, heard: windows.HeardSong, other_take: Song | None
+    ) -> Iterator[windows.HeardSong]:
+        """The song heard again beside another take, or the song alone where there is none that fits."""
         rate = self._mel.sample_rate
-        stems, tags = render.load_stems(song, rate)
+        if other_take is None:
+            yield heard
+            return
+        recordings = [sources.load(take, rate, self._tools) for take in (song, other_take)]
+        with windows.hear(copies.side_by_side(*recordings), rate, self._data["stems"]) as both:
+            fits = augment.remixable(heard.stems, heard.samples, recordings[1].stems, both.samples, rate)
+            yield both if fits else heard
+
+    def _windows(
+        self,
+        song: Song,
+        tags: dict[str, Any],
+        heard: windows.HeardSong,
+        stem_sets: list[str],
+        texts: Callable[..., list[str]],
+        play: windows.Play,
+    ) -> Iterator[dict[str, Any]]:
+        rate = self._mel.sample_rate
         for triple in windows.triples(
-            stems,
-            self._data["stems"],
-            rate,
+            heard,
+            stem_sets,
             self._mel.window_samples,
             self._data["window_hop_frames"] * self._mel.hop_length,
             self._data["min_stem_level_db"],
             self._data["loudness_lufs"],
+            play,
         ):
+            own_tags = dict(tags)
+            if triple.semitones:
+                own_tags.pop("key", None)  # no longer that one
+                own_tags["semitones"] = round(triple.semitones, 2)
+            if triple.stem_name in heard.bleed_db:
+                own_tags["bleed_db"] = round(heard.bleed_db[triple.stem_name], 1)
             where = (song.song_id, triple.start_seconds)
             yield {
                 "mix": audio.flac_bytes(triple.mix, rate),
@@ -122,37 +232,62 @@ class WriteWindows(_WriteShards):
                 "group_id": song.group_id,
                 "start_seconds": triple.start_seconds,
                 "gain": triple.gain,
-                "tags": json.dumps(tags, sort_keys=True),
-                "caption": instructions.caption(tags, *where),
-                "instructions": instructions.instructions(
-                    tags, triple.stem_name, *where, self._data["instructions_per_window"]
-                ),
+                "tags": json.dumps(own_tags, sort_keys=True),
+                "caption": song.caption or instructions.caption(own_tags, *where),
+                "instructions": texts(tags, triple.stem_name, *where, self._data["instructions_per_window"]),
             }
+
+    def _texts(
+        self, song: Song, tags: dict[str, Any], stem_names: list[str], report: Report
+    ) -> Callable[..., list[str]]:
+        """What gives a window its instructions: `instructions.instructions`, or picks from a language model's."""
+        if self._writer is None:
+            return instructions.instructions
+        pool = self._writer.write(song, tags, stem_names, _POOL * self._data["instructions_per_window"])
+        report.texts.update(pool.counts)
+        return lambda _, stem_name, song_id, start_seconds, count: llm.pick(
+            pool.texts[stem_name], song_id, start_seconds, stem_name, count
+        )
+
+    def _is_clean(self, name: str, heard: windows.HeardSong, song: Song, report: Report) -> bool:
+        bleed_db = heard.bleed_db.get(name, -np.inf)
+        if bleed_db <= self._data["max_bleed_db"]:
+            return True
+        reason = f"separation left {bleed_db:.0f} dB of it in the rest, over data.max_bleed_db"
+        if np.isnan(bleed_db):
+            reason = "sounds too little to tell how well it was separated"
+        report.reject(song.song_id, song.files[0][1], f"{name}: {reason}")
+        return False
 
 
 class WriteLatents(_WriteShards):
     """Shards of `windows` to shards of `latents`, one to one."""
 
-    def __init__(self, folder: Path, model: str, latent_shape: tuple[int, int, int], text_dim: int):
+    def __init__(self, folder: str, model: str, latent_shape: tuple[int, int, int], text_dim: int):
         super().__init__("latents", folder)
         self._model, self._shapes = model, latent_shapes(latent_shape, text_dim)
 
     def setup(self) -> None:
-        self._encoders = Encoders(self._model)
+        self._encoders = encoders(self._model)
         self.features = dataset.features("latents", self._shapes)
 
-    def examples(self, shard: Shard, rejected: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        self._sums: dict[str, np.ndarray] = {}
-        self._encoders.forget_texts()
+    def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:
+        sums: dict[str, np.ndarray] = {}
+        known_texts: dict[str, np.ndarray] = {}
         batch: list[dict[str, Any]] = []
-        for payload in records.read_tfrecord(shard.source):
+        for payload in dataset.read_shard(shard.source):
             raw = records.decode_example(payload)
             window = {key: records.decode_feature(feature, raw[key]) for key, feature in records.WINDOWS.items()}
+            caption = self._encoders.shortened(window["caption"])
+            if caption != window["caption"]:
+                words = len(caption.split())
+                note = f"caption cut to its first {words} words: the text encoder reads no more"
+                report.notes.append({"song_id": window["song_id"], "note": note})
             try:
-                texts = self._encoders.encode_texts([*window["instructions"], window["caption"]])
+                texts = self._encoders.encode_texts([*window["instructions"], caption], known_texts)
             except UserError as error:
                 where = f"{window['start_seconds']:.2f} s, {window['stem_name']}"
-                rejected.append(dataclasses.asdict(sources.Rejected(window["song_id"], where, str(error))))
+                report.reject(window["song_id"], where, str(error))
                 continue
             states = {
                 "instruction_states": np.concatenate(texts[:-1]),
@@ -161,20 +296,18 @@ class WriteLatents(_WriteShards):
             }
             batch.append(window | states)
             if len(batch) == _ENCODE_BATCH:
-                yield from self._with_latents(batch)
+                yield from self._with_latents(batch, sums)
                 batch = []
         if batch:
-            yield from self._with_latents(batch)
+            yield from self._with_latents(batch, sums)
+        report.sums = {key: value.tolist() for key, value in sums.items()}
 
-    def _with_latents(self, batch: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _with_latents(self, batch: list[dict[str, Any]], sums: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for window, latents in zip(batch, self._encoders.encode_audio(batch), strict=True):
             for key, moments in latents.items():
-                self._sums[key] = self._sums.get(key, 0.0) + moment_sums(moments)
+                sums[key] = sums.get(key, 0.0) + moment_sums(moments)
             example = window | latents
             yield {key: example[key] for key in records.LATENTS}
-
-    def statistics(self) -> dict[str, Any]:
-        return {"sums": {key: sums.tolist() for key, sums in self._sums.items()}}
 
 
 def latent_shapes(latent_shape: tuple[int, int, int], text_dim: int) -> dict[str, tuple[int | None, ...]]:

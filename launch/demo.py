@@ -14,7 +14,8 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipeline import render, sources
+from data_pipeline import sources, splits, windows
+from data_pipeline.song import Tools
 from launch import program
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.audio import write_audio
@@ -45,12 +46,13 @@ def command(module: str, *arguments: str) -> None:
 
 def render_song(folder: Path) -> None:
     """Writes the held-out song as one audio file a stem."""
-    assert SONG in sources.held_out()
+    assert SONG in splits.held_out()
     songs, _ = sources.find_songs([])
-    stems, _ = render.load_stems(next(song for song in songs if song.song_id == SONG), SAMPLE_RATE)
+    recording = sources.load(next(song for song in songs if song.song_id == SONG), SAMPLE_RATE, Tools())
     folder.mkdir()
-    for name, samples in stems.items():
-        write_audio(folder / f"{name}.wav", samples / 32768.0, SAMPLE_RATE)
+    with windows.hear(recording, SAMPLE_RATE, missing=()) as song:
+        for name, samples in zip(song.stems, song.read(0, song.samples), strict=True):
+            write_audio(folder / f"{name}.wav", samples / 32768.0, SAMPLE_RATE)
     print(f"\nRendered {SONG}, which no model was trained on: {folder}", flush=True)
 
 

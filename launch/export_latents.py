@@ -66,8 +66,7 @@ def from_dataset(model: "Model", data_dir: str, signal: str) -> Iterator[dict[st
     keys = (f"{signal}_latent", "song_id", "start_seconds", "stem_name", "tags", "instructions")
     for split in records.SPLITS:
         examples = records.Split(data_dir, "latents", split, keys)
-        for index in tqdm(range(len(examples)), desc=split, unit="window", disable=None):
-            example = examples[index]
+        for example in tqdm(examples, desc=split, unit="window", disable=None):
             yield row(
                 example[f"{signal}_latent"],
                 song_id=example["song_id"],

@@ -177,8 +177,9 @@ def read_song(job: Job) -> tuple[np.ndarray, np.ndarray | None, int]:
     if not job.remove:
         raise UserError(f"{path} is a folder: add --remove to take the {job.stem} out of a folder of stems")
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower().removeprefix(".") in FORMATS}
-    if job.stem not in files:
-        raise unknown_name(f"stem in {path}", job.stem, files)
+    removed_stems = set(job.stem.split("+"))
+    for name in removed_stems - files.keys():
+        raise unknown_name(f"stem in {path}", name, files)
     if len(files) == 1:
         raise UserError(f"{path}: nothing is left without the {job.stem}")
     stems = {name: read_audio(file) for name, file in files.items()}
@@ -193,7 +194,7 @@ def read_song(job: Job) -> tuple[np.ndarray, np.ndarray | None, int]:
     shape = max(channels), max(audio.shape[1] for audio, _ in stems.values())
     context, removed = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for name, (audio, _) in stems.items():
-        (removed if name == job.stem else context)[:, : audio.shape[1]] += audio
+        (removed if name in removed_stems else context)[:, : audio.shape[1]] += audio
     return context, context + removed, rates.pop()
 
 

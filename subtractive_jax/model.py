@@ -73,14 +73,25 @@ class Model:
         Raises:
           UserError: a text is longer than `config.max_text_tokens`.
         """
-        if self._tokenizer is None:
-            raise UserError(f'model "{self.name}" has no tokenizer, so it cannot read text')
-        special = special_tokens(self.config.text_encoder)
-        ids, mask = tokenize(self._tokenizer, texts, self.config.max_text_tokens, special)
+        ids, mask = self._tokens(texts)
         more = (1 << (len(ids) - 1).bit_length()) - len(ids)  # few different batch sizes to compile
         padded = np.pad(ids, ((0, more), (0, 0))), np.pad(mask, ((0, more), (0, 0)))
         states = np.array(self._text_states(self.params("text_encoder"), *padded))[: len(ids)]
         return visible(states, mask, self.config.text_padding)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self._tokenizer is None:
+            raise UserError(f'model "{self.name}" has no tokenizer, so it cannot read text')
+        special = special_tokens(self.config.text_encoder)
+        return tokenize(self._tokenizer, texts, self.config.max_text_tokens, special)
+
+    def reads(self, text: str) -> bool:
+        """Whether the text has at most `config.max_text_tokens` tokens."""
+        try:
+            self._tokens([text])
+        except UserError:
+            return False
+        return True
 
     def encode_image(self, audio: np.ndarray) -> np.ndarray:
         """Windows [windows, window_samples] at the model's rate to mel images [windows, n_mels, frames, 1]."""

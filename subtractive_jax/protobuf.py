@@ -28,14 +28,18 @@ def fields(data: memoryview) -> Iterator[tuple[int, int, Any]]:
     """
     position = 0
     while position < len(data):
-        tag, position = _varint(data, position)
+        tag, position = data[position], position + 1
+        if tag >= 0x80:  # a call a byte would take most of the time of reading small records
+            tag, position = _varint(data, position - 1)
         number, wire_type = tag >> 3, tag & 7
         value: int | memoryview
         if wire_type == _VARINT:
             value, position = _varint(data, position)
         else:
             if wire_type == LENGTH_DELIMITED:
-                length, position = _varint(data, position)
+                length, position = data[position], position + 1
+                if length >= 0x80:
+                    length, position = _varint(data, position - 1)
             else:
                 length = {_FIXED64: 8, _FIXED32: 4}[wire_type]
             value, position = data[position : position + length], position + length

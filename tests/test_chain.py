@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_pipeline import sources
+from data_pipeline import splits
 from subtractive_jax.representation.audio import read_audio, write_audio
 from subtractive_jax.training import checkpoint
 from subtractive_jax.weights import model_folder
@@ -62,7 +62,7 @@ def songs(tmp_path_factory) -> Path:
     wanted, rows = {"train": 4, "validation": 1, "test": 1}, []
     for number in range(100):
         song_id = f"song-{number}"
-        split = sources.split_of(sources.Song(song_id, song_id, "midi", "", (), {}), *FRACTIONS)
+        split = splits.split_of(song_id, *FRACTIONS)
         if wanted[split]:
             wanted[split] -= 1
             tracks = {

@@ -116,6 +116,11 @@ def test_text_is_escaped(tmp_path):
     assert elements.all("audio")[0]["src"] == "a%22b%3Cc%3E.d/mix.wav"
 
 
+def test_rows_may_be_other_things_than_jobs(tmp_path):
+    text = page.write(tmp_path, "Windows", [page.Row("a", "b"), page.Row("c", "d")], kind="Window").read_text()
+    assert '<th scope="col">Window</th>' in text and 'aria-label="All windows"' in text and "Job" not in text
+
+
 def test_a_failed_job_is_shown_with_its_reason(tmp_path):
     text = page.write(tmp_path, "Jobs", [page.Row("bad", "Add drums", note="song.wav: no such audio file")]).read_text()
     assert "no such audio file" in text and "<audio" not in text

@@ -14,7 +14,7 @@ import torch
 from configs import auffusion, riffusion, tiny
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation import audio
-from subtractive_jax.representation.level import context_gain
+from subtractive_jax.representation.level import LoudnessMeter, context_gain
 from subtractive_jax.representation.mel import Mel, mel_filters
 
 TINY, AUFFUSION, RIFFUSION = (Mel.from_config(c.get_config().representation) for c in (tiny, auffusion, riffusion))
@@ -163,6 +163,21 @@ def test_gain_brings_the_context_to_the_target():
     context = noise(16_000 * 3) * np.linspace(0.1, 1, 16_000 * 3, dtype=np.float32)
     gain = context_gain(context, 16_000, -20.0)
     assert pyloudnorm.Meter(16_000).integrated_loudness(context * gain) == pytest.approx(-20.0, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100])
+@pytest.mark.parametrize("seconds", [0.41, 1.04, 1.06, 7.77])
+def test_loudness_of_a_sum_heard_in_blocks_is_pyloudnorms(rate, seconds):
+    generator = np.random.default_rng(round(rate * seconds))
+    fades = np.linspace(0, 1, 9)[:, None] ** 4 * generator.random((9, 3)) + 1e-4
+    envelope = np.stack([np.interp(np.linspace(0, 8, round(rate * seconds)), np.arange(9), fade) for fade in fades.T])
+    stems = envelope * generator.standard_normal(envelope.shape)
+    meter = LoudnessMeter(rate, 3)
+    for block in np.array_split(stems, 5, axis=1):
+        meter.add(block)
+    for weights in ([1, 1, 1], [0, 1, 1], [0.5, 0, 2]):
+        expected = pyloudnorm.Meter(rate).integrated_loudness(weights @ stems)
+        assert -20 * np.log10(meter.gain(np.array(weights), 0.0)) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("context", [np.zeros(48_000, np.float32), noise(6_000), noise(0), noise(48_000) * 1e-6])

@@ -57,7 +57,7 @@ def read_windows(data_dir: str | Path, split: str, stem: str, num_windows: int) 
       UserError: the dataset is missing or damaged, or holds fewer than two such windows.
     """
     names = Split(data_dir, "windows", split, keys=("stem_name",))
-    found = [index for index in range(len(names)) if names[index]["stem_name"] == stem]
+    found = [index for index, example in enumerate(names) if example["stem_name"] == stem]
     if len(found) < 2:
         raise UserError(f'{data_dir}: the split "{split}" has {len(found)} windows without {stem}, a table needs two')
     chosen = np.linspace(0, len(found) - 1, min(num_windows, len(found))).round().astype(int)

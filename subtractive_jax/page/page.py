@@ -17,15 +17,15 @@ _TEMPLATE = Path(__file__).with_name("template.html")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One job on the page.
+    """One job, or one window of a dataset, on the page.
 
     Attributes:
-      title: what the job is called; unique on a page.
-      instruction: the text the model was given.
+      title: what it is called; unique on a page.
+      instruction: the text the model is given.
       players: (label, audio file relative to the page's folder) in the order they are shown.
       settings: what went in, such as seed, steps and guidance; shown as name and value.
       figures: what was measured; shown as name and value, and as columns of the page's table.
-      note: a remark, such as why the job failed.
+      note: a remark, such as why a job failed.
     """
 
     title: str
@@ -36,8 +36,11 @@ class Row:
     note: str = ""
 
 
-def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row]) -> Path:
+def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row], kind: str = "Job") -> Path:
     """Writes `folder/index.html`, which needs nothing but the audio files its rows name.
+
+    Args:
+      kind: what a row is, in a word.
 
     Returns:
       The path of the page.
@@ -48,7 +51,7 @@ def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row]) -> Pa
     folder = Path(folder)
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
-        table=_table(rows) if len(rows) > 1 else "",
+        table=_table(rows, kind) if len(rows) > 1 else "",
         rows="\n".join(_card(folder, index, row) for index, row in enumerate(rows)),
     )
     path = folder / "index.html"
@@ -66,17 +69,17 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _table(rows: Sequence[Row]) -> str:
-    """All jobs at a glance: a line each, with links to the players below."""
+def _table(rows: Sequence[Row], kind: str) -> str:
+    """All rows at a glance: a line each, with links to the players below."""
     columns = list(dict.fromkeys(name for row in rows for name in row.figures))
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in ("Job", "Instruction", *columns))
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in (kind, "Instruction", *columns))
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(f"<td>{_text(row.figures.get(name, '–'))}</td>" for name in columns)
         link = f'<th scope="row"><a href="#job-{index}">{_text(row.title)}</a></th>'
         lines.append(f"<tr>{link}<td>{_text(row.instruction)}</td>{cells}</tr>")
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="All jobs">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="All {_text(kind.lower())}s">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

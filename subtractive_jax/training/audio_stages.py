@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,8 @@ class AudioSource:
     def __len__(self) -> int:
         return len(self._split)
 
-    def _crop(self, example: int, draw: np.random.Generator) -> np.ndarray:
+    def _crop(self, window: dict[str, Any], draw: np.random.Generator) -> np.ndarray:
         signal = _SIGNALS[draw.integers(len(_SIGNALS))]
-        window = self._split[example]
         audio, sample_rate = read_audio(window[signal])
         room = audio.shape[1] - self._crop_samples
         if sample_rate != self._sample_rate or room < 0:
@@ -48,7 +48,7 @@ class AudioSource:
 
     def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         """`audio` [B, crop_samples] float32."""
-        return dict(audio=np.stack(list(self._pool.map(self._crop, examples.tolist(), draws))))
+        return dict(audio=np.stack(list(self._pool.map(self._crop, self._split.read(examples), draws))))
 
 
 def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:

@@ -39,13 +39,12 @@ class LatentSource:
     def __init__(self, split: records.Split, target_key: str, stems: Sequence[str], max_tokens: int) -> None:
         self.fingerprint = split.fingerprint
         self._split, self._target_key, self._stems, self._max_tokens = split, target_key, stems, max_tokens
-        self._examples = [self._read(i) for i in range(len(split))] if split.nbytes < _MEMORY_LIMIT else None
+        self._examples = list(map(self._select, split)) if split.nbytes < _MEMORY_LIMIT else None
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def _read(self, index: int) -> dict[str, Any]:
-        raw = self._split[index]
+    def _select(self, raw: dict[str, Any]) -> dict[str, Any]:
         if not self._stems:
             return dict(target=raw[self._target_key], texts=[raw["caption_states"]])
         if raw["stem_name"] not in self._stems:
@@ -60,7 +59,10 @@ class LatentSource:
 
     def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         """`target`, `context` [B, F, T, 2C], `text_states` [B, L, D], all float16; `text_mask` [B, L]; `stem` [B]."""
-        chosen = [self._examples[i] if self._examples else self._read(int(i)) for i in examples]
+        if self._examples:
+            chosen = [self._examples[i] for i in examples]
+        else:
+            chosen = list(map(self._select, self._split.read(examples)))
         texts = [
             example["texts"][draw.integers(len(example["texts"]))] for example, draw in zip(chosen, draws, strict=True)
         ]

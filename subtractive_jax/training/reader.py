@@ -2,14 +2,21 @@
 
 import collections
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
+from subtractive_jax.errors import UserError
+
 Array = np.ndarray
 _PREFETCH = 4  # batches
+_READERS = 2  # threads: one reads while the other decodes; more of them wait for the interpreter
+_ROUNDS = 8
+_HALF = np.uint64(32)
+_MIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # SplitMix64's multipliers (Steele et al. 2014)
 
 
 class Source(Protocol):
@@ -24,6 +31,32 @@ class Source(Protocol):
         ...
 
 
+def shuffled(positions: Array, size: int, key: Sequence[int]) -> Array:
+    """Where a permutation of `range(size)`, drawn by `key`, sends `positions`; its memory does not grow with `size`.
+
+    A generalised Feistel network on pairs of digits, walked until the result is in range (Black & Rogaway 2002).
+    """
+    low = np.uint64(math.isqrt(size - 1) + 1)
+    high = np.uint64(-(-size // int(low)))
+    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
+
+    def noise(digits: Array, round_key: np.uint64) -> Array:
+        mixed = (digits ^ round_key) * _MIX[0]
+        return (mixed ^ mixed >> _HALF) * _MIX[1] >> _HALF
+
+    def permute(values: Array) -> Array:
+        left, right = np.divmod(values, low)
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left = (left + noise(right, even)) % high
+            right = (right + noise(left, odd)) % low
+        return left * low + right
+
+    values = permute(positions.astype(np.uint64))
+    while (outside := values >= size).any():
+        values[outside] = permute(values[outside])
+    return values.astype(np.int64)
+
+
 class Batches:
     """Endless shuffled batches: epochs are permutations by (seed, epoch), joined end to end.
 
@@ -34,32 +67,34 @@ class Batches:
       batch_size: examples over all hosts.
       seed: of the shuffling and of the examples' random choices.
       rows: which rows of the global batch this host supplies.
+
+    Raises:
+      UserError: the source is empty.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int, rows: Array) -> None:
+        if not len(source):
+            raise UserError("the training split has no example; build the dataset from more songs")
         self._source, self._batch_size, self._seed, self._rows = source, batch_size, seed, rows
-        self._epoch, self._permutation = -1, np.zeros(0, np.int64)
-
-    def _example(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self._source))
-        if epoch != self._epoch:
-            self._permutation = np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
-            self._epoch = epoch
-        return int(self._permutation[offset])
 
     def examples(self, step: int) -> Array:
         """The examples of this host's rows of the batch for update `step` (counted from 0)."""
-        start = step * self._batch_size
-        return np.array([self._example(start + row) for row in self._rows])
+        size = len(self._source)
+        epochs, positions = np.divmod(step * self._batch_size + self._rows, size)
+        examples = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            own = epochs == epoch
+            examples[own] = shuffled(positions[own], size, (self._seed, epoch))
+        return examples
 
     def batch(self, step: int) -> dict[str, Array]:
         """This host's rows of the batch for update `step`."""
-        draws = [np.random.default_rng((self._seed, step, row)) for row in self._rows]
+        draws = [np.random.default_rng((self._seed, step, row)) for row in self._rows.tolist()]
         batch = self._source.batch(self.examples(step), draws)
         return batch | dict(row=self._rows.astype(np.int32), valid=np.ones(len(self._rows), bool))
 
     def stream(self, start: int, stop: int) -> Iterator[dict[str, Array]]:
-        """The batches of updates `start` to `stop`, read ahead by a thread."""
+        """The batches of updates `start` to `stop`, read ahead by threads."""
         return _read_ahead(self.batch, start, stop)
 
 
@@ -80,7 +115,7 @@ def evaluation_batches(source: Source, batch_size: int, rows: Array, limit: int)
 
 
 def _read_ahead(read: Callable[[int], dict[str, Array]], start: int, stop: int) -> Iterator[dict[str, Array]]:
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as pool:
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
         numbers = iter(range(start, stop))
         pending = collections.deque(pool.submit(read, number) for number in itertools.islice(numbers, _PREFETCH))
         try:

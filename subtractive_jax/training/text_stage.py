@@ -68,8 +68,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def make_tokenizer(config: ml_collections.ConfigDict, data_dir: str) -> Tokenizer:
     """A tokenizer of at most `config.text_encoder.vocab_size` tokens, from the training split's texts."""
     split = records.Split(data_dir, "windows", "train", ("instructions", "caption"))
-    examples = (split[i] for i in range(len(split)))
-    texts = (text for example in examples for text in (*example["instructions"], example["caption"]))
+    texts = (text for example in split for text in (*example["instructions"], example["caption"]))
     return train_tokenizer(texts, config.text_encoder.vocab_size)
 
 
@@ -106,7 +105,7 @@ class TextSource:
 
     def __init__(self, split: records.Split, tokenizer: Tokenizer, tags: Sequence[str], max_tokens: int) -> None:
         self.fingerprint = split.fingerprint
-        examples = [split[i] for i in range(len(split))]
+        examples = list(split)
         texts = [list(dict.fromkeys((*example["instructions"], example["caption"]))) for example in examples]
         distinct = sorted({text for own in texts for text in own})
         row_of = {text: row for row, text in enumerate(distinct)}
@@ -138,7 +137,7 @@ def _contrast(one: jax.Array, other: jax.Array, negatives: jax.Array) -> jax.Arr
 def build(config: ml_collections.ConfigDict, data_dir: str, tokenizer: Tokenizer) -> Stage:
     """The stage. Training always starts from fresh parameters."""
     train, validation = (records.Split(data_dir, "windows", split, _KEYS) for split in ("train", "validation"))
-    tags = tag_vocabulary(train[i] for i in range(len(train)))
+    tags = tag_vocabulary(train)
     network = parts.network("text_encoder", config)
 
     def init_params(key: jax.Array, start: Params) -> Params:

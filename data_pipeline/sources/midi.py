@@ -1,0 +1,138 @@
+"""Multitrack MIDI (`midi:PATH`), rendered with a SoundFont. A folder of one of two layouts:
+
+  PATH/<any name>.jsonl    one object a song: `id`, `midi` (path of its file inside the folder), and optionally
+  PATH/...                 `group_id`, `title`, `caption` and the tags of `song.TAGS`. Other keys are passed over.
+
+  PATH/.../<name>.mid      without a manifest, every .mid and .midi file at any depth, such as the Lakh dataset as it is
+                           unpacked: PATH/lmd_full/0/<md5>.mid. A song's id is its path without the suffix. Files of the
+                           same MD5 name are one group, which is how Lakh repeats a song.
+
+Tracks named `<stem>/<instrument>` are grouped by those names, other files by General MIDI program (`grouping.py`).
+"""
+
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mido
+
+from data_pipeline import files, grouping, render, sidecars
+from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
+from subtractive_jax.errors import UserError
+
+_SUFFIXES = (".mid", ".midi")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_MAX_BYTES = 2 << 20  # a quarter of a million notes; reading them takes seconds
+_ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{1000}")  # mido reads any, in time that grows with the square of its length
+_PLAUSIBLE_TEMPO = (20.0, 400.0)  # beats a minute
+
+
+def find(folder: str) -> Iterator[Song | Rejected]:
+    """The folder's songs: of its manifest in the manifest's order, or of its MIDI files by path.
+
+    Raises:
+      UserError: there is more than one manifest.
+    """
+    listed = list(files.list_files(folder))
+    manifests = [path for path in listed if "/" not in path and path.endswith(".jsonl") and path not in sidecars.NAMES]
+    if len(manifests) > 1:
+        raise UserError(f"{folder}: more than one manifest ({', '.join(manifests)}); keep one")
+    if manifests:
+        yield from _of_manifest(folder, manifests[0], frozenset(listed))
+        return
+    for path in listed:
+        song_id, suffix = posixpath.splitext(path)
+        if suffix.lower() in _SUFFIXES:
+            name = files.name(song_id)
+            group_id = name if _MD5.fullmatch(name) else song_id
+            yield Song(song_id, group_id, "midi", (("midi", files.join(folder, path)),))
+
+
+def _of_manifest(folder: str, manifest: str, listed: frozenset[str]) -> Iterator[Song | Rejected]:
+    lines = files.read_bytes(files.join(folder, manifest)).splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _song(folder, json.loads(line), listed)
+        except (UserError, ValueError, RecursionError) as error:  # json's own are the last two
+            yield Rejected("", f"{manifest}:{number}", str(error))
+
+
+def _song(folder: str, row: object, listed: frozenset[str]) -> Song:
+    if not isinstance(row, dict):
+        raise UserError("a manifest line is a JSON object")
+    texts = {key: row.get(key) or "" for key in ("id", "midi", "group_id", "title", "caption")}
+    for key, text in texts.items():
+        if not isinstance(text, str) or (not text and key in ("id", "midi")):
+            raise UserError(f'the key "{key}" of a manifest line is a text')
+    name = posixpath.normpath(texts["midi"])
+    path = files.join(folder, name)
+    if files.is_local(path) and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(f'the path "{texts["midi"]}" leads out of the source folder')
+    if name not in listed:
+        raise UserError(f'no such file "{texts["midi"]}" in the source folder')
+    return Song(
+        texts["id"],
+        texts["group_id"] or texts["id"],
+        "midi",
+        (("midi", path),),
+        {key: row[key] for key in TAGS if row.get(key) is not None},
+        texts["title"],
+        texts["caption"],
+    )
+
+
+def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
+    """The song rendered. Tags that the source does not give are read from the notes.
+
+    Raises:
+      UserError: the file is damaged, of a type without a common time, without notes or length, or too long.
+    """
+    ((_, path),) = song.files
+    midi = read(path)
+    parts = grouping.parts(midi)
+    if not parts:
+        raise UserError("the MIDI file holds no notes")
+    clock = render.Clock(midi)
+    stems = {stem: own for stem in grouping.STEMS if (own := [part for part in parts if part.stem == stem])}
+    blocks = render.render(stems, clock, sample_rate, tools.soundfont, tools.renderer or render.renderer())
+    seconds = clock.samples(clock.end, 1000) / 1000
+    if not seconds:
+        raise UserError("the MIDI file ends where it begins")
+    tags: dict[str, Any] = {"stems": {stem: grouping.describe(own, seconds) for stem, own in stems.items()}}
+    tempo = clock.beats_per_minute(min(part.notes()[0][0] for part in parts))
+    if _PLAUSIBLE_TEMPO[0] <= tempo <= _PLAUSIBLE_TEMPO[1]:
+        tags["tempo"] = round(tempo, 1)
+    endless = sum(_endless(part) for part in parts)
+    notes = [f"notes without end: {endless}; they sound as long as their instrument does"] if endless else []
+    return Recording(tuple(stems), blocks, tags | song.tags, notes=notes)
+
+
+def read(path: str) -> mido.MidiFile:
+    with files.open_file(path) as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"a MIDI file of more than {_MAX_BYTES >> 20} MB")
+    if _ENDLESS_NUMBER.search(content):
+        raise UserError("not readable as MIDI (a number of a thousand bytes)")
+    try:
+        midi = mido.MidiFile(file=io.BytesIO(content), clip=True)
+    except Exception as error:  # mido raises whatever the damaged bytes lead to
+        raise UserError(f"not readable as MIDI ({type(error).__name__}: {error})") from error
+    if midi.type == 2 or midi.ticks_per_beat <= 0:
+        raise UserError("MIDI of type 2 or with SMPTE time is not supported; save it as type 1")
+    return midi
+
+
+def _endless(part: grouping.Part) -> int:
+    """How many of the part's keys stay down; drums ring out by themselves."""
+    down = set()
+    for _, message in part.events:
+        if message.type == "note_on" and message.velocity:
+            down.add(message.note)
+        elif message.type in ("note_on", "note_off"):
+            down.discard(message.note)
+    return 0 if part.percussion else len(down)
