@@ -89,6 +89,10 @@ def new_dataset(data_dir: str, name: str) -> Iterator[str]:
     final = folder(data_dir, name)
     if is_complete(data_dir, name):
         raise UserError(f"{final}: already there; delete it, or give another --data_dir")
+    parent = files.join(data_dir, name)
+    left = {path.partition("/")[0] for path in files.list_files(parent) if path.startswith(".incomplete-")}
+    for leftover in sorted(left):
+        print(f"{files.join(parent, leftover)}: left by a build that did not end; delete it if none is running")
     staging = files.join(data_dir, name, f".incomplete-{uuid.uuid4().hex[:12]}")
     files.make_folder(staging)
     try:
@@ -107,7 +111,8 @@ def finish(
     rejected: Sequence[Mapping[str, Any]],
     notes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes what stands beside the shards: TFDS's description, `metadata.json`, `rejected.jsonl` and `notes.jsonl`.
+    """Writes what stands beside the shards: TFDS's description, `metadata.json`, and where there are any,
+    `rejected.jsonl` and `notes.jsonl`.
 
     Args:
       shards: for each shard, `split`, `index`, `examples`, `bytes`, `songs`, `counts` (examples by stem) and
@@ -142,7 +147,8 @@ def finish(
         for written in (local / "dataset_info.json", local / "features.json"):
             files.write_bytes(files.join(staging, written.name), written.read_bytes())
     for beside, rows in (("rejected.jsonl", rejected), ("notes.jsonl", notes)):
-        lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-        files.write_bytes(files.join(staging, beside), "".join(lines).encode())
+        if rows:  # Beam cannot write an empty file to S3
+            lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+            files.write_bytes(files.join(staging, beside), "".join(lines).encode())
     text = json.dumps({**metadata, **tables, "songs": songs}, indent=1, sort_keys=True) + "\n"
     files.write_bytes(files.join(staging, _LAST), text.encode())

@@ -60,7 +60,8 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def exists(path: str) -> bool:
-    return FileSystems.exists(path)
+    """Whether there is such a file, or such a folder; where a store knows no folders, one with a file in it."""
+    return FileSystems.exists(path) or (not _has_folders(path) and bool(list_files(path)))
 
 
 def size(path: str) -> int:

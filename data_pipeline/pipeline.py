@@ -68,13 +68,13 @@ def _through(steps: beam.PTransform, lines: Iterable[str], folder: str, beam_opt
     try:
         with beam.Pipeline(options=options) as pipeline:
             out = pipeline | beam.io.ReadFromText(given) | beam.Reshuffle() | steps
-            out | beam.io.WriteToText(taken, shard_name_template="")
+            out | beam.io.WriteToText(taken, shard_name_template="", skip_if_empty=True)
     except Exception as error:  # what workers raise arrives as text
         if reason := re.search(r"UserError: (.+?)( \[while running .*)?$", str(error), re.MULTILINE):
             raise UserError(reason[1]) from error
         raise
-    told = files.read_text(taken).splitlines()
-    files.delete([given, taken])
+    told = files.read_text(taken).splitlines() if files.exists(taken) else []
+    files.delete([path for path in (given, taken) if files.exists(path)])
     return told
 
 
@@ -229,7 +229,12 @@ def _statistics(reports: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def _tell(data_dir: str, name: str, reports: list[dict[str, Any]], rejected: list[dict[str, str]]) -> None:
     examples: collections.Counter[str] = collections.Counter()
+    texts: collections.Counter[str] = collections.Counter()
     for report in reports:
         examples[report["split"]] += report["examples"]
+        texts.update(report["texts"])
     counts = ", ".join(f"{split} {count}" for split, count in examples.items())
-    print(f"{records.dataset_dir(data_dir, name)}: {counts} examples; {len(rejected)} rejected")
+    notes = sum(len(report["notes"]) for report in reports)
+    print(f"{dataset.folder(data_dir, name)}: {counts} examples; {len(rejected)} rejected, {notes} noted")
+    if texts:
+        print("instructions: " + ", ".join(f"{count} {origin}" for origin, count in texts.most_common()))

@@ -122,7 +122,7 @@ class _WriteShards(beam.DoFn):
         size = dataset.write_shard(path, payloads())
         about = {"split": shard.split, "index": shard.index, "examples": counts.total(), "bytes": size}
         about |= {"counts": counts, "genres": genres, "songs": len(songs)}
-        yield json.dumps(about | dataclasses.asdict(report))
+        yield json.dumps(about | vars(report))
 
     @abc.abstractmethod
     def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,14 @@ def _weights(stems: Sequence[str], names: Container[str]) -> np.ndarray:
     return np.array([stem in names for stem in stems], np.float32)
 
 
+def _sum(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`[samples]`: the rows of `[stems, samples]` whose weight is not 0, added up.
+
+    A matrix product of so few rows takes fifty times as long.
+    """
+    return block[weights != 0.0].sum(axis=0)
+
+
 def _power_db(power: float) -> float:
     return 10.0 * np.log10(power) if power > 0.0 else -np.inf
 
@@ -80,7 +88,7 @@ class HeardSong:
             self._meter.add(block)
             power += block.astype(np.float64) @ block.T
             mix = block.sum(axis=0)
-            sums = {name: weights @ block for name, weights in taken.items()}
+            sums = {name: _sum(block, weights) for name, weights in taken.items()}
             parts = (*block, *sums.values())
             self.peak = max(self.peak, _peak((mix, *parts, *(mix - part for part in parts))))
             for name, measure in bleed.items():
@@ -205,7 +213,7 @@ def triples(
         mix = integers.sum(axis=0, dtype=np.int16)
         for name in (name for name in missing if name in song.sets):
             taken = _weights(list(window.stems), stem_set(name))
-            stem, context = taken @ block, (1.0 - taken) @ block
+            stem, context = _sum(block, taken), _sum(block, 1.0 - taken)
             taken_rows = [window.rows[stem_name] for stem_name in stem_set(name)]
             stem_weights = np.zeros_like(window.weights)
             stem_weights[taken_rows] = window.weights[taken_rows]

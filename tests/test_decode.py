@@ -180,7 +180,7 @@ def with_rate(rate):
 @pytest.mark.parametrize(
     ("content", "reason"),
     (
-        (b"", "not readable as audio"),
+        (b"", "is empty"),
         (b"These are the drums, honestly.\n" * 50, "not readable as audio"),
         (bytes(4_096), "not readable as audio"),
         (encoded(samples=np.zeros((0, 2), np.float32)), "no audio samples"),

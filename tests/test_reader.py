@@ -1,7 +1,5 @@
 """Training batches: the same from disk and from buckets, exactly resumable, every example once whatever the hosts."""
 
-import contextlib
-import socket
 import uuid
 
 import fsspec
@@ -13,6 +11,7 @@ from subtractive_jax import records, storage
 from subtractive_jax.errors import UserError
 from subtractive_jax.training import audio_stages, reader
 from tests import synthetic
+from tests.servers import bucket_server
 
 _BATCH = 4
 
@@ -45,28 +44,6 @@ def memory(local):
     yield url
     if fsspec.filesystem("memory").exists(url):
         fsspec.filesystem("memory").rm(url, recursive=True)
-
-
-@contextlib.contextmanager
-def bucket_server():
-    """A real S3 server on this machine; yields the URL of a bucket."""
-    server = pytest.importorskip("moto.server", reason="moto is not installed")
-    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    thread = server.ThreadedMotoServer("127.0.0.1", port)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield "s3://bucket/some where"
-    s3fs.S3FileSystem.clear_instance_cache()
-    thread.stop()
 
 
 @pytest.fixture(scope="module")
