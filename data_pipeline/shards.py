@@ -206,6 +206,7 @@ class WriteWindows(_WriteShards):
         play: windows.Play,
     ) -> Iterator[dict[str, Any]]:
         rate = self._mel.sample_rate
+        mix, mix_flac = np.zeros(0, np.int16), b""  # the triples of a window share its mix
         for triple in windows.triples(
             heard,
             stem_sets,
@@ -221,9 +222,11 @@ class WriteWindows(_WriteShards):
                 own_tags["semitones"] = round(triple.semitones, 2)
             if triple.stem_name in heard.bleed_db:
                 own_tags["bleed_db"] = round(heard.bleed_db[triple.stem_name], 1)
+            if triple.mix is not mix:
+                mix, mix_flac = triple.mix, audio.flac_bytes(triple.mix, rate)
             where = (song.song_id, triple.start_seconds)
             yield {
-                "mix": audio.flac_bytes(triple.mix, rate),
+                "mix": mix_flac,
                 "context": audio.flac_bytes(triple.context, rate),
                 "stem": audio.flac_bytes(triple.stem, rate),
                 "sample_rate": rate,

@@ -86,7 +86,8 @@ class HeardSong:
             file.write(np.ascontiguousarray(block.T).data)
             self.samples += block.shape[1]
             self._meter.add(block)
-            power += block.astype(np.float64) @ block.T
+            wide = block.astype(np.float64)
+            power += wide @ wide.T
             mix = block.sum(axis=0)
             sums = {name: _sum(block, weights) for name, weights in taken.items()}
             parts = (*block, *sums.values())

@@ -2,10 +2,10 @@
 
 python -m tests.benchmarks.preprocess [--cases=ratio,parts,hour,growth] [--suffix=wav] [--songs=4] [--minutes=3]
 
-The material is the shipped songs of four stems, rendered at 44.1 kHz, made stereo and repeated. Both sides make the same
-triples, windows as FLAC, loudness of every context, and mel spectrograms of mix, context and stem at the context's gain.
-The loop writes the mix of a window once; ours writes it with every stem, looks for duplicates, and reads windows back
-for the mel, as making `latents` does.
+The material is the shipped songs of four stems, rendered at 44.1 kHz, made stereo and repeated. Both sides make the
+same triples: windows as FLAC, loudness of every context, and mel spectrograms of mix, context and stem at the context's
+gain. The loop writes the mix of a window once; ours writes it with every stem, looks for duplicates, and reads windows
+back for the mel, as making `latents` does.
 
 - `ratio`: all programs in turn, each in a process of its own. Start-up, which is what the same takes for songs of ten
   seconds, is subtracted and printed apart. CPU seconds count all processes.
@@ -14,11 +14,13 @@ for the mel, as making `latents` does.
 - `growth`: two workers and collections of 0.1, 1 and 10 hours, most of them hard links, so that the disk holds one.
 """
 
+import collections
 import contextlib
 import functools
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,11 +28,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 from absl import app, flags
+
+if TYPE_CHECKING:
+    from data_pipeline.song import Song
 
 _RATE = 44_100  # Hz
 _SHORT_SECONDS = 10
@@ -67,7 +72,7 @@ def _rendered() -> Iterator[dict[str, np.ndarray]]:
             mono = np.concatenate(list(recording.blocks), axis=1)
             left, right = (np.roll(mono, shift, axis=1) for shift in (0, 300))  # a few ms of width
             stereo = np.stack([left, right], axis=-1) / (2.0 * np.abs(mono).max())
-            yield {stem: np.int16(32767 * own) for stem, own in zip(recording.stems, stereo, strict=True)}
+            yield dict(zip(recording.stems, (32767 * stereo).astype(np.int16), strict=True))
 
 
 def _write_songs(folder: Path, count: int, seconds: float, suffix: str) -> None:
@@ -100,7 +105,7 @@ def _plain(songs: str, out: str) -> None:
     )
     for song in sorted(Path(songs).iterdir()):
         stems = {path.stem: librosa.load(path, sr=rate, mono=True)[0] for path in sorted(song.iterdir())}
-        mix = sum(stems.values())
+        mix = np.sum(list(stems.values()), axis=0)
         starts = range(0, len(mix) - length + 1, length)
         for start in starts:
             soundfile.write(f"{out}/{song.name}-{start}-mix.flac", mix[start : start + length], rate, "PCM_16")
@@ -117,7 +122,7 @@ def _plain(songs: str, out: str) -> None:
                 for kind, window in zip(("context", "stem"), windows[1:], strict=True):
                     soundfile.write(f"{out}/{song.name}-{start}-{name}-{kind}.flac", window, rate, "PCM_16")
                 mels = [np.log(np.maximum(spectrogram(y=gain * window), mel.log_floor)) for window in windows]
-                np.save(f"{out}/{song.name}-{start}-{name}.npy", np.float16(mels))
+                np.save(f"{out}/{song.name}-{start}-{name}.npy", np.stack(mels).astype(np.float16))
 
 
 @functools.cache
@@ -167,30 +172,32 @@ def _usage() -> dict[str, float]:
 
 
 def _measure(program: str, *folders: str) -> list[dict[str, float]]:
-    """Of each folder, in this process and in turn: seconds; the largest memory so far; bytes written."""
+    """Of each folder, in this process and in turn: seconds; bytes written; the largest memory so far, without mels."""
     figures = []
     for songs in folders:
         with tempfile.TemporaryDirectory() as out:
             before = _usage()
             if program == "plain loop":
                 _plain(songs, out)
+                built = after = _usage()
             else:
                 _build(songs, out, program)
                 built = _usage()
                 _mels(out)
-            after = _usage()
-            if program != "plain loop":
-                after |= {f"build_{clock}": built[clock] - before[clock] for clock in ("wall", "cpu")}
+                after = _usage()
             size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
-        figures.append(after | {clock: after[clock] - before[clock] for clock in ("wall", "cpu")} | {"bytes": size})
+        clocks = {clock: after[clock] - before[clock] for clock in ("wall", "cpu")}
+        build_clocks = {f"build_{clock}": built[clock] - before[clock] for clock in ("wall", "cpu")}
+        figures.append(built | clocks | build_clocks | {"bytes": size})
     return figures
 
 
 def _run(*child: str) -> list[dict[str, float]]:
     command = [sys.executable, "-m", "tests.benchmarks.preprocess", f"--child={','.join(child)}"]
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
-    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -201,16 +208,19 @@ def _ratio(root: Path) -> None:
     rounds = [{program: _run(program, short, long) for program in _PROGRAMS} for _ in range(_ROUNDS.value)]
     seconds = _SONGS.value * (60.0 * _MINUTES.value - _SHORT_SECONDS)
     print(f"{_SONGS.value} songs of {_MINUTES.value:g} minutes, 4 stems, {_SUFFIX.value}; medians of {_ROUNDS.value}")
-    net: dict[tuple[str, str], float] = {}
+    loop: dict[str, float] = {}
     for program in _PROGRAMS:
-        for clock in ("wall", "cpu"):
-            net[program, clock] = statistics.median(r[program][1][clock] - r[program][0][clock] for r in rounds)
-        start_up = statistics.median(r[program][0]["wall"] for r in rounds)
+        spent = {
+            clock: statistics.median(measured[program][1][clock] - measured[program][0][clock] for measured in rounds)
+            for clock in ("wall", "cpu", "build_cpu")
+        }
+        loop = loop or spent
+        spent["start_up"] = statistics.median(measured[program][0]["wall"] for measured in rounds)
         print(
-            f"{program:12} {net[program, 'wall']:6.2f} s, {net[program, 'cpu']:6.2f} CPU s "
-            f"({seconds / net[program, 'cpu']:.0f} times real time a core); start-up {start_up:.1f} s; "
-            f"loop / this: {net['plain loop', 'wall'] / net[program, 'wall']:.2f} wall, "
-            f"{net['plain loop', 'cpu'] / net[program, 'cpu']:.2f} CPU"
+            f"{program:12} {spent['wall']:6.2f} s, {spent['cpu']:6.2f} CPU s (build alone {spent['build_cpu']:.2f}), "
+            f"{seconds / spent['cpu']:.0f} times real time a core; start-up {spent['start_up']:.1f} s; "
+            f"loop / this: {loop['wall'] / spent['wall']:.2f} wall, {loop['cpu'] / spent['cpu']:.2f} CPU",
+            flush=True,
         )
 
 
@@ -219,78 +229,95 @@ def _parts(root: Path) -> None:
 
     from data_pipeline import dataset, decode, duplicates, shards, sources, windows
     from data_pipeline.song import Tools
-    from subtractive_jax import records
     from subtractive_jax.representation.audio import flac_bytes, read_audio
     from subtractive_jax.representation.level import LoudnessMeter
 
-    folder = root / "parts"
-    _write_songs(folder, _SONGS.value, 60.0 * _MINUTES.value, _SUFFIX.value)
-    songs, _ = sources.find_songs([f"stems:{folder}"])
+    _write_songs(root, _SONGS.value, 60.0 * _MINUTES.value, _SUFFIX.value)
+    songs, _ = sources.find_songs([f"stems:{root}"])
     config = _config()
-    rate, length = (
-        config.representation.sample_rate,
-        config.representation.window_frames * config.representation.hop_length,
-    )
-    spent: dict[str, float] = {}
+    mel, data = config.representation, config.data
+    length = mel.window_frames * mel.hop_length
+    spent: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def timed(part: str) -> Iterator[None]:
         since = time.process_time()
         yield
-        spent[part] = spent.get(part, 0.0) + time.process_time() - since
+        spent[part] += time.process_time() - since
 
-    def drain(at_rate: int) -> None:
-        for song in songs:
-            for _, path in song.files:
-                for _ in decode.open_audio(path, at_rate, []):
-                    pass
+    def drain(rate: int, song: "Song") -> None:
+        for _, path in song.files:
+            collections.deque(decode.open_audio(path, rate, []), maxlen=0)
 
-    with timed("decode, downmix"):
-        drain(_RATE)
-    with timed("resample"):
-        drain(rate)
-    spent["resample"] -= spent["decode, downmix"]
-    with timed("duplicates audit"):
-        for song in songs:
-            duplicates.signature(song)
-    writer = shards.WriteWindows("", config.representation.to_dict(), config.data.to_dict(), Tools())
+    writer = shards.WriteWindows("", mel.to_dict(), data.to_dict(), Tools())
     writer.setup()
     for song in songs:
-        recording = sources.load(song, rate, Tools())
+        with timed("decode, downmix"):
+            drain(_RATE, song)
+        with timed("decode, downmix, resample"):
+            drain(mel.sample_rate, song)
+        with timed("audit for duplicates"):
+            duplicates.signature(song)
+        recording = sources.load(song, mel.sample_rate, Tools())
         blocks = list(recording.blocks)
         recording.blocks = iter(blocks)
-        meter = LoudnessMeter(rate, len(recording.stems))
         with timed("loudness"):
+            meter = LoudnessMeter(mel.sample_rate, len(recording.stems))
             for block in blocks:
                 meter.add(block)
-        with timed("levels, temporary file"):
-            hearing = windows.hear(recording, rate, config.data.stems)
-            heard = hearing.__enter__()
-        data = config.data
-        with timed("windows"):
-            triples = list(
-                windows.triples(heard, heard.sets, length, length, data.min_stem_level_db, data.loudness_lufs)
-            )
-        with timed("FLAC encode"):
-            coded = [flac_bytes(signal, rate) for t in triples for signal in (t.mix, t.context, t.stem)]
-        with timed("all of a song"):
-            ...
-        hearing.__exit__(None, None, None)
+        with contextlib.ExitStack() as stack:
+            with timed("loudness, levels, temporary file"):
+                heard = stack.enter_context(windows.hear(recording, mel.sample_rate, data.stems))
+            limits = (length, length, data.min_stem_level_db, data.loudness_lufs)
+            with timed("triples"):
+                triples = list(windows.triples(heard, heard.sets, *limits))
+        signals = [signal for triple in triples for signal in (triple.mix, triple.context, triple.stem)]
+        with timed("FLAC, if all were encoded"):
+            coded = [flac_bytes(signal, mel.sample_rate) for signal in signals]
+        shard = shards.Shard("train", 0, 1, (song,), ((),))
+        with timed("all from file to examples"):
+            examples = list(writer.examples(shard, shards.Report()))
+        with timed("protobuf, TFRecord"):
+            payloads = (dataset.serialize(writer.features, example) for example in examples)
+            dataset.write_shard(str(root / f"{song.song_id}.tfrecord"), payloads)
         with timed("FLAC decode"):
-            audio = [read_audio(content)[0][0] for content in coded]
-        stacked = np.stack(audio[: len(audio) // 24 * 24]).reshape(-1, 24, length)
-        np.asarray(_mel_encode()(stacked[0]))
+            decoded = [read_audio(content)[0][0] for content in coded]
+        batches = np.stack(decoded[: len(decoded) // 24 * 24]).reshape(-1, 3 * _MEL_BATCH, length)
+        np.asarray(_mel_encode()(batches[0]))
         with timed("mel"):
-            for batch in stacked:
+            for batch in batches:
                 np.asarray(_mel_encode()(batch))
-        frames = np.lib.stride_tricks.sliding_window_view(stacked, 1024, axis=-1)[..., ::160, :]
-        for batch in frames:
-            ready = np.ascontiguousarray(batch)
-            with timed("FFTs of the mel"):
-                scipy.fft.rfft(ready)
-    spent["levels, temporary file"] -= spent["loudness"]
+        for batch in batches.reshape(-1, length):
+            frames = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(batch, mel.n_fft)[:: mel.hop_length])
+            with timed("the mel's FFTs alone"):
+                scipy.fft.rfft(frames)
+    print(f"{_SONGS.value} songs of {_MINUTES.value:g} minutes, 4 stems, {_SUFFIX.value}")
     for part, seconds in spent.items():
-        print(f"{part:24} {seconds:6.2f} CPU s")
+        print(f"{part:34} {seconds:6.2f} CPU s")
+
+
+def _tell(what: str, hours: float, figures: dict[str, float]) -> None:
+    print(
+        f"{what}: {figures['build_wall']:.0f} s, {figures['build_cpu']:.0f} CPU s "
+        f"({figures['build_cpu'] / hours:.0f} an hour of music); peak memory {figures['own_mb']:.0f} MB, of a worker "
+        f"{figures['worker_mb']:.0f} MB; {figures['bytes'] / hours / 1e6:.0f} MB of windows an hour",
+        flush=True,
+    )
+
+
+def _hour(root: Path) -> None:
+    _write_songs(root, 1, 3600.0, _SUFFIX.value)
+    _tell("a song of an hour, one process", 1.0, _run("one process", str(root))[0])
+
+
+def _growth(root: Path) -> None:
+    _write_songs(root / "songs", _SONGS.value, _LINK_SECONDS, _SUFFIX.value)
+    originals = sorted((root / "songs").iterdir())
+    for hours in _HOURS:
+        folder = root / f"{hours:g}"
+        for i in range(round(hours * 3600 / _LINK_SECONDS)):
+            shutil.copytree(originals[i % len(originals)], folder / f"song{i:04d}", copy_function=os.link)
+        _tell(f"{hours:g} hours, two workers", hours, _run("two workers", str(folder))[0])
 
 
 def main(argv: list[str]) -> None:
@@ -300,7 +327,7 @@ def main(argv: list[str]) -> None:
         return
     for case in _CASES.value:
         with tempfile.TemporaryDirectory() as root:
-            {"ratio": _ratio, "parts": _parts}[case](Path(root))
+            {"ratio": _ratio, "parts": _parts, "hour": _hour, "growth": _growth}[case](Path(root))
 
 
 if __name__ == "__main__":
