@@ -35,6 +35,10 @@ _MAX_REJECTED = flags.DEFINE_float("max_rejected", 0.5, "Largest share of songs 
 _BEAM = flags.DEFINE_list(
     "beam_pipeline_options", [], "Beam's options without dashes; one that holds a comma is quoted as in CSV."
 )
+_FOR_WINDOWS = (
+    *(_SOUNDFONT, _SEPARATOR, _SEPARATOR_REPO, _SEPARATOR_DEVICE),
+    *(_LLM_BASE_URL, _LLM_MODEL, _LLM_CACHE, _LLM_RATE, _MAX_REJECTED),
+)
 flags.mark_flag_as_required("config")
 
 
@@ -68,15 +72,22 @@ def _language_model(data_dir: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    from data_pipeline import dataset, files, pipeline  # after the flags are known to be good: TensorFlow takes seconds
+    from data_pipeline import (
+        dataset,
+        engine,
+        files,
+        pipeline,
+    )  # after the flags are known to be good: TensorFlow takes seconds
 
-    pipeline.parse_options(_BEAM.value)
+    engine.parse_options(_BEAM.value)
     data_dir, encoders = files.absolute(_DATA_DIR.value), _ENCODERS.value
     if encoders and files.exists(encoders):  # or else it is a shipped model's name
         encoders = files.absolute(encoders)
     until = _UNTIL.value or ("latents" if encoders else "windows")
     if until == "latents" and not encoders:
         raise UserError("--until=latents needs --encoders=MODEL, a model with an autoencoder and a text encoder")
+    if until == "latents" and encoders:
+        pipeline.check_encoders(_CONFIG.value, encoders)  # rather than after the windows are made
     if until == "windows" or not dataset.is_complete(data_dir, "windows"):
         pipeline.build_windows(
             _CONFIG.value,
@@ -87,8 +98,13 @@ def main() -> None:
             _language_model(data_dir),
             _MAX_REJECTED.value,
         )
-    elif _SOURCE.value:
-        pipeline.check_sources(data_dir, _SOURCE.value)
+    else:
+        for flag in _FOR_WINDOWS:
+            if flag.present:
+                raise UserError(
+                    f"--{flag.name} has no effect: {data_dir} has its windows already; give another --data_dir"
+                )
+        pipeline.check_windows(_CONFIG.value, data_dir, _SOURCE.value)
     if until == "latents" and encoders:
         pipeline.build_latents(_CONFIG.value, data_dir, encoders, _BEAM.value)
 

@@ -8,25 +8,35 @@ import numpy as np
 from data_pipeline import augment
 from data_pipeline.song import Recording
 from data_pipeline.windows import HeardSong, Window
+from subtractive_jax.errors import UserError
 
 _OTHER_TAKE = "other take: "
 
 
-def side_by_side(song: Recording, other_take: Recording) -> Recording:
-    """Two takes as one recording, of which a `Copy` plays one row a stem; the shorter is padded with silence."""
+def side_by_side(song: Recording, other_take: Recording, sample_rate: int) -> Recording:
+    """Two takes as one recording, of which a `Copy` plays one row a stem.
+
+    Raises:
+      UserError: when its blocks are read: the takes cannot be mixed, see `augment.remixable`.
+    """
 
     def blocks() -> Iterator[np.ndarray]:
         streams = song.blocks, other_take.blocks
         held = [np.zeros((len(take.stems), 0), np.float32) for take in (song, other_take)]
+        samples = np.zeros(2, int)
         while True:
             held = [rest if rest.shape[1] else next(stream, rest) for rest, stream in zip(held, streams, strict=True)]
-            count = min((rest.shape[1] for rest in held if rest.shape[1]), default=0)
-            if not count:
-                return
+            lengths = [rest.shape[1] for rest in held]
+            if not any(lengths):
+                break
+            count = min(length for length in lengths if length)
+            samples += np.minimum(lengths, count)
             yield np.concatenate(
-                [rest[:, :count] if rest.shape[1] else np.zeros((len(rest), count), np.float32) for rest in held]
+                [np.pad(rest[:, :count], ((0, 0), (0, count if not rest.shape[1] else 0))) for rest in held]
             )
             held = [rest[:, count:] for rest in held]
+        if not augment.remixable(song.stems, samples[0], other_take.stems, samples[1], sample_rate):
+            raise UserError("takes of different lengths, or with fewer than two stems in common")
 
     stems = (*song.stems, *(_OTHER_TAKE + stem for stem in other_take.stems))
     return dataclasses.replace(song, stems=stems, blocks=blocks())

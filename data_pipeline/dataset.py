@@ -111,8 +111,7 @@ def finish(
     rejected: Sequence[Mapping[str, Any]],
     notes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes what stands beside the shards: TFDS's description, `metadata.json`, and where there are any,
-    `rejected.jsonl` and `notes.jsonl`.
+    """Writes what stands beside the shards: TFDS's description, `metadata.json`, `rejected.jsonl`, `notes.jsonl`.
 
     Args:
       shards: for each shard, `split`, `index`, `examples`, `bytes`, `songs`, `counts` (examples by stem) and
@@ -147,7 +146,7 @@ def finish(
         for written in (local / "dataset_info.json", local / "features.json"):
             files.write_bytes(files.join(staging, written.name), written.read_bytes())
     for beside, rows in (("rejected.jsonl", rejected), ("notes.jsonl", notes)):
-        if rows:  # Beam cannot write an empty file to S3
+        if rows or files.is_local(staging):  # Beam cannot write an empty file to S3
             lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
             files.write_bytes(files.join(staging, beside), "".join(lines).encode())
     text = json.dumps({**metadata, **tables, "songs": songs}, indent=1, sort_keys=True) + "\n"

@@ -77,6 +77,9 @@ class Encoders:
             known |= {text: s[m].astype(np.float16) for text, s, m in zip(fresh, states, mask, strict=False)}
         return [known[text] for text in texts]
 
+    def reads(self, text: str) -> bool:
+        return self._model.reads(text)
+
     def shortened(self, text: str) -> str:
         """The text, or as many of its first words as the model reads."""
         if self._model.reads(text):

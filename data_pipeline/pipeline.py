@@ -6,17 +6,15 @@ import dataclasses
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, StreamingOptions
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipeline import dataset, duplicates, encode, files, shards, sources, splits, windows
+from data_pipeline import dataset, duplicates, encode, engine, files, shards, sources, splits, windows
 from data_pipeline.song import Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
@@ -50,52 +48,47 @@ def _progress(folder: str, count: int, name: str) -> Iterator[None]:
         thread.join()
 
 
-def parse_options(beam_options: list[str]) -> PipelineOptions:
-    """Beam's options, which from then on hold for all access to files, too."""
-    options = PipelineOptions([f"--{option}" for option in beam_options])
-    if options.view_as(StandardOptions).runner in (None, "DirectRunner", "direct"):
-        # Or Beam would first try to download another runner, Prism, which ignores direct_num_workers.
-        options.view_as(StreamingOptions).update_compatibility_version = beam.__version__
-    FileSystems.set_options(options)
-    return options
-
-
-def _through(steps: beam.PTransform, lines: Iterable[str], folder: str, beam_options: list[str]) -> list[str]:
-    """Runs lines of text through Beam steps, by way of files, since a job's graph may not hold many of them."""
-    given, taken = files.join(folder, "given.txt"), files.join(folder, "taken.txt")
-    files.write_bytes(given, "".join(f"{line}\n" for line in lines).encode())
-    options = parse_options(beam_options)
-    try:
-        with beam.Pipeline(options=options) as pipeline:
-            out = pipeline | beam.io.ReadFromText(given) | beam.Reshuffle() | steps
-            out | beam.io.WriteToText(taken, shard_name_template="", skip_if_empty=True)
-    except Exception as error:  # what workers raise arrives as text
-        if reason := re.search(r"UserError: (.+?)( \[while running .*)?$", str(error), re.MULTILINE):
-            raise UserError(reason[1]) from error
-        raise
-    told = files.read_text(taken).splitlines() if files.exists(taken) else []
-    files.delete([path for path in (given, taken) if files.exists(path)])
-    return told
-
-
 def _write(
     writer: beam.DoFn, plan: list[shards.Shard], folder: str, name: str, beam_options: list[str]
 ) -> list[dict[str, Any]]:
     """Writes the shards; what their workers tell of them, in order."""
     steps = beam.Map(shards.Shard.from_json) | beam.ParDo(writer)
     with _progress(folder, len(plan), name):
-        told = _through(steps, (shard.to_json() for shard in plan), folder, beam_options)
+        told = engine.run(steps, (shard.to_json() for shard in plan), folder, beam_options)
     reports = [json.loads(line) for line in told]
     return sorted(reports, key=lambda report: (records.SPLITS.index(report["split"]), report["index"]))
 
 
 def _alike(songs: list[Song], folder: str, beam_options: list[str]) -> list[tuple[str, str]]:
     """Pairs of songs, or of a song and a held-out one, that are the same music."""
-    kept_out = [song for song in sources.find_songs([])[0] if song.song_id in splits.held_out()]
+    kept_out = [song for song in sources.find_songs([]).songs if song.song_id in splits.held_out()]
     heard = {song.song_id: song for song in (*kept_out, *songs)}.values()
     steps = beam.Map(shards.song_from_json) | duplicates.FindAlike() | beam.Map(json.dumps)
-    lines = _through(steps, (json.dumps(dataclasses.asdict(song)) for song in heard), folder, beam_options)
+    lines = engine.run(steps, (json.dumps(dataclasses.asdict(song)) for song in heard), folder, beam_options)
     return sorted((a, b) for a, b in map(json.loads, lines))
+
+
+def _check_data(data: ConfigDict) -> None:
+    """Raises UserError unless `config.data` can be meant."""
+    for name in data.stems:
+        windows.check_stem_set(name)
+    augmentation = data.augmentation
+    for field, value, is_good, wanted in (
+        ("stems", list(data.stems), len(data.stems) > 0, "at least one"),
+        ("window_hop_frames", data.window_hop_frames, data.window_hop_frames > 0, "1 or more"),
+        ("songs_per_shard", data.songs_per_shard, data.songs_per_shard > 0, "1 or more"),
+        ("instructions_per_window", data.instructions_per_window, data.instructions_per_window > 0, "1 or more"),
+        ("min_stem_level_db", data.min_stem_level_db, data.min_stem_level_db < 0, "below 0"),
+        ("loudness_lufs", data.loudness_lufs, -70 < data.loudness_lufs <= 0, "between -70 and 0"),
+        ("validation_fraction", data.validation_fraction, data.validation_fraction >= 0, "0 or more"),
+        ("test_fraction", data.test_fraction, data.test_fraction >= 0, "0 or more"),
+        ("test_fraction", data.test_fraction, data.validation_fraction + data.test_fraction <= 1, "at most 1 in sum"),
+        ("augmentation.copies", augmentation.copies, augmentation.copies >= 0, "0 or more"),
+        ("augmentation.pitch_semitones", augmentation.pitch_semitones, augmentation.pitch_semitones >= 0, "0 or more"),
+        ("augmentation.gain_db", augmentation.gain_db, augmentation.gain_db >= 0, "0 or more"),
+    ):
+        if not is_good:
+            raise UserError(f"config.data.{field} is {value}: it must be {wanted}")
 
 
 def build_windows(
@@ -117,61 +110,83 @@ def build_windows(
     Raises:
       UserError: the dataset is there already, a source or stem is unknown, or too few songs are usable.
     """
-    representation = config.representation.to_dict()
+    representation, data = config.representation.to_dict(), config.data.to_dict()
     Mel.from_config(representation)
-    for name in config.data.stems:
-        windows.check_stem_set(name)
+    _check_data(config.data)
     with dataset.new_dataset(data_dir, "windows") as folder:
-        songs, refused = sources.find_songs(source)
-        rejected = [dataclasses.asdict(item) for item in refused]
-        _stop_if_mostly_refused(len(songs), rejected, max_rejected, source)
+        found = sources.find_songs(source)
+        songs, rejected = found.songs, [dataclasses.asdict(item) for item in found.rejected]
+        total = len(songs) + len(rejected)
+        _stop_if_mostly_refused(len(songs), total, max_rejected, rejected, data_dir)
+        if found.unknown:
+            print(f"{found.unknown} lines of tables beside the music are for songs that are not there")
         alike = _alike(songs, folder, beam_options)
+        split_of = splits.assign(songs, alike, config.data.validation_fraction, config.data.test_fraction)
+        counts = collections.Counter(split_of.values())
+        print("songs: " + ", ".join(f"{split} {counts[split]}" for split in records.SPLITS))
         if alike:
             family, count = collections.Counter(splits.families(songs, alike).values()).most_common(1)[0]
             print(f'{len(alike)} pairs of songs are the same music; the largest family has {count} songs ("{family}")')
-        split_of = splits.assign(songs, alike, config.data.validation_fraction, config.data.test_fraction)
-        plan = shards.plan(songs, split_of, config.data.songs_per_shard, config.data.augmentation.to_dict())
+        plan = shards.plan(songs, split_of, config.data.songs_per_shard, data["augmentation"])
         separates = any(song.kind == "songs" for song in songs)
-        data = config.data.to_dict()
         writer = shards.WriteWindows(folder, representation, data, tools, separates, language_model)
-        reports = _write(writer, plan, folder, "windows", beam_options) if plan else []
+        reports = _write(writer, plan, folder, "windows", beam_options)
         rejected += [item for report in reports for item in report["rejected"]]
-        _stop_if_mostly_refused(sum(report["songs"] for report in reports), rejected, max_rejected, source)
+        rejected += [dataclasses.asdict(item) for item in found.rejected_lines]
+        used = sum(report["songs"] for report in reports)
+        _stop_if_mostly_refused(used, total, max_rejected, rejected, data_dir)
         metadata = {
             "representation": representation,
             "window_frames": config.representation.window_frames,
             "schema_version": records.SCHEMA_VERSION,
             "data": data,
             "sources": source,
-            "renderer": tools.renderer,
+            "tools": dataclasses.asdict(tools),
+            "language_model": language_model and language_model["model"],
             "alike": alike,
-            "texts": sum((collections.Counter(report["texts"]) for report in reports), collections.Counter()),
+            "texts": _sum(reports, "texts"),
+            "copies": _sum(reports, "copies"),
         }
         notes = [note for report in reports for note in report["notes"]]
         dataset.finish(folder, "windows", dataset.features("windows", {}), reports, metadata, rejected, notes)
     _tell(data_dir, "windows", reports, rejected)
 
 
-def check_sources(data_dir: str, source: list[str]) -> None:
-    """Raises UserError where the `windows` that are there were made from other sources."""
-    made_from = records.read_metadata(data_dir, "windows")["sources"]
-    if made_from != source:
+def _sum(reports: list[dict[str, Any]], key: str) -> collections.Counter[str]:
+    return sum((collections.Counter(report[key]) for report in reports), collections.Counter())
+
+
+def check_windows(config: ConfigDict, data_dir: str, source: list[str]) -> None:
+    """Raises UserError where the `windows` that are there were made otherwise than is now asked for."""
+    metadata = records.read_metadata(data_dir, "windows")
+    there = dataset.folder(data_dir, "windows")
+    if source and metadata["sources"] != source:
         raise UserError(
-            f"{dataset.folder(data_dir, 'windows')} was made from {', '.join(made_from) or 'the shipped songs'}: "
-            "give another --data_dir for other sources, or no --source to encode what is there"
+            f"{there} was made from {', '.join(metadata['sources']) or 'the shipped songs'}: give another --data_dir "
+            "for other sources, or no --source to encode what is there"
         )
+    _same("data", there, metadata["data"], "the config", json.loads(json.dumps(config.data.to_dict())))
 
 
-def _stop_if_mostly_refused(used: int, rejected: list[dict[str, str]], max_rejected: float, source: list[str]) -> None:
-    where = ", ".join(source) or "the shipped songs"
-    refused = len({item["song_id"] or item["source"] for item in rejected})
+def check_encoders(config: ConfigDict, model: str) -> None:
+    """Raises UserError where the model has no encoders, or not for the config's representation."""
+    own = encode.encoders(model).representation
+    _same("representation", "the config", config.representation.to_dict(), f"model {model}", own)
+
+
+def _stop_if_mostly_refused(
+    used: int, total: int, max_rejected: float, rejected: list[dict[str, str]], data_dir: str
+) -> None:
+    """Raises UserError if more than `max_rejected` of the songs are not used; `data_dir` then tells why."""
+    if used and total - used <= max_rejected * total:
+        return
+    path = files.join(data_dir, "rejected.jsonl")
+    files.write_bytes(path, "".join(json.dumps(item, sort_keys=True) + "\n" for item in rejected).encode())
     reasons = collections.Counter(item["reason"] for item in rejected).most_common(1)
     example = f" (most often: {reasons[0][0]})" if reasons else ""
     if not used:
-        raise UserError(f"no usable song in {where}{example}")
-    if refused > max_rejected * (used + refused):
-        share = refused / (used + refused)
-        raise UserError(f"{share:.0%} of the songs in {where} are refused, over --max_rejected{example}")
+        raise UserError(f"no usable song: {path} tells why{example}")
+    raise UserError(f"{total - used} of {total} songs refused, over --max_rejected: {path} tells why{example}")
 
 
 def build_latents(config: ConfigDict, data_dir: str, model: str, beam_options: list[str]) -> None:
@@ -184,10 +199,10 @@ def build_latents(config: ConfigDict, data_dir: str, model: str, beam_options: l
     source = dataset.folder(data_dir, "windows")
     windows_metadata = records.read_metadata(data_dir, "windows")
     representation = windows_metadata["representation"]
-    _same(source, representation, "the config", config.representation.to_dict())
+    _same("representation", source, representation, "the config", config.representation.to_dict())
     with dataset.new_dataset(data_dir, "latents") as folder:
         encoders = encode.encoders(model)
-        _same(source, representation, f"model {model}", encoders.representation)
+        _same("representation", source, representation, f"model {model}", encoders.representation)
         about, latent_shape = encoders.metadata(), encoders.latent_shape()
         found = {path: _SHARD.fullmatch(path) for path in files.list_files(source)}
         plan = [
@@ -198,18 +213,21 @@ def build_latents(config: ConfigDict, data_dir: str, model: str, beam_options: l
         writer = shards.WriteLatents(folder, model, latent_shape, about["text_dim"])
         reports = _write(writer, plan, folder, "latents", beam_options)
         rejected = [item for report in reports for item in report["rejected"]]
+        if not any(report["examples"] for report in reports):
+            raise UserError(f"no window of {source} can be encoded (the first: {rejected[0]['reason']})")
+        notes = [note for report in reports for note in report["notes"]]
         metadata = {key: windows_metadata[key] for key in ("representation", "window_frames", "schema_version", "data")}
         metadata |= about | _statistics(reports)
         schema = dataset.features("latents", shards.latent_shapes(latent_shape, about["text_dim"]))
-        dataset.finish(folder, "latents", schema, reports, metadata, rejected, [])
+        dataset.finish(folder, "latents", schema, reports, metadata, rejected, notes)
     _tell(data_dir, "latents", reports, rejected)
 
 
-def _same(name: str, values: dict[str, Any], other_name: str, other: dict[str, Any]) -> None:
+def _same(section: str, name: str, values: dict[str, Any], other_name: str, other: dict[str, Any]) -> None:
     for field in sorted({*values, *other}):
         if values.get(field) != other.get(field):
             raise UserError(
-                f"representation.{field} is {values.get(field)} in {name}, but {other.get(field)} in {other_name}"
+                f"{section}.{field} is {values.get(field)} in {name}, but {other.get(field)} in {other_name}"
             )
 
 

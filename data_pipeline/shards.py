@@ -7,6 +7,7 @@ import abc
 import contextlib
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from subtractive_jax.representation import audio
 from subtractive_jax.representation.mel import Mel
 
 _ENCODE_BATCH = 8  # examples
+_NAMES_A_KEY = re.compile(r"\b[A-G](-?flat|-?sharp|[#b♯♭])?[ -](major|minor)\b", re.IGNORECASE)
 _POOL = 4  # texts asked of a language model, for each that a window gets
 
 
@@ -91,6 +93,7 @@ class Report:
     rejected: list[dict[str, str]] = dataclasses.field(default_factory=list)
     notes: list[dict[str, str]] = dataclasses.field(default_factory=list)
     texts: Counter[str] = dataclasses.field(default_factory=Counter)  # where instructions came from
+    copies: Counter[str] = dataclasses.field(default_factory=Counter)  # with another take, or without
     sums: dict[str, Any] = dataclasses.field(default_factory=dict)  # of latents, by key
 
     def reject(self, song_id: str, source: str, reason: str) -> None:
@@ -165,7 +168,7 @@ class WriteWindows(_WriteShards):
                     yield example
                 if not count:
                     raise UserError("no window in which both a wanted stem and the rest are heard")
-            except (UserError, OSError) as error:
+            except UserError as error:  # a machine's own faults, such as a full disk, end the build
                 report.reject(song.song_id, song.files[0][1], str(error))
 
     def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
@@ -174,27 +177,30 @@ class WriteWindows(_WriteShards):
         with windows.hear(recording, rate, self._data["stems"]) as heard:
             report.notes += [{"song_id": song.song_id, "note": note} for note in recording.notes]
             clean = [name for name in heard.sets if self._is_clean(name, heard, song, report)]
-            texts = self._texts(song, recording.tags, clean, report)
-            yield from self._windows(song, recording.tags, heard, clean, texts, windows.as_it_is)
+            tags = recording.tags
+            texts = self._texts(song, {k: v for k, v in tags.items() if k != "key" or not other_takes}, clean, report)
+            yield from self._windows(song, tags, heard, clean, texts, windows.as_it_is)
             for number, other_take in enumerate(other_takes, 1):
                 settings = (augmentation[name] for name in ("seed", "pitch_semitones", "gain_db"))
                 copy = copies.Copy(song.song_id, number, *settings)
-                with self._with_other_take(song, heard, other_take) as takes:
-                    yield from self._windows(song, recording.tags, takes, clean, texts, copy)
+                with contextlib.ExitStack() as open_files:
+                    takes = open_files.enter_context(self._both(song, other_take, report)) if other_take else None
+                    report.copies["with another take" if takes else "of the song alone"] += 1
+                    yield from self._windows(song, tags, takes or heard, clean, texts, copy)
 
     @contextlib.contextmanager
-    def _with_other_take(
-        self, song: Song, heard: windows.HeardSong, other_take: Song | None
-    ) -> Iterator[windows.HeardSong]:
-        """The song heard again beside another take, or the song alone where there is none that fits."""
+    def _both(self, song: Song, other_take: Song, report: Report) -> Iterator[windows.HeardSong | None]:
+        """The song heard again beside another take; None where they do not fit, or the other one is damaged."""
         rate = self._mel.sample_rate
-        if other_take is None:
-            yield heard
-            return
-        recordings = [sources.load(take, rate, self._tools) for take in (song, other_take)]
-        with windows.hear(copies.side_by_side(*recordings), rate, self._data["stems"]) as both:
-            fits = augment.remixable(heard.stems, heard.samples, recordings[1].stems, both.samples, rate)
-            yield both if fits else heard
+        with contextlib.ExitStack() as open_files:
+            try:
+                recordings = [sources.load(take, rate, self._tools) for take in (song, other_take)]
+                takes = copies.side_by_side(recordings[0], recordings[1], rate)
+                both = open_files.enter_context(windows.hear(takes, rate, self._data["stems"]))
+            except UserError as error:
+                report.notes.append({"song_id": song.song_id, "note": f"not mixed with another take: {error}"})
+                both = None
+            yield both
 
     def _windows(
         self,
@@ -216,10 +222,11 @@ class WriteWindows(_WriteShards):
             self._data["loudness_lufs"],
             play,
         ):
-            own_tags = dict(tags)
+            own_tags, caption = dict(tags), song.caption
             if triple.semitones:
                 own_tags.pop("key", None)  # no longer that one
                 own_tags["semitones"] = round(triple.semitones, 2)
+                caption = "" if _NAMES_A_KEY.search(caption) else caption
             if triple.stem_name in heard.bleed_db:
                 own_tags["bleed_db"] = round(heard.bleed_db[triple.stem_name], 1)
             if triple.mix is not mix:
@@ -236,8 +243,8 @@ class WriteWindows(_WriteShards):
                 "start_seconds": triple.start_seconds,
                 "gain": triple.gain,
                 "tags": json.dumps(own_tags, sort_keys=True),
-                "caption": song.caption or instructions.caption(own_tags, *where),
-                "instructions": texts(tags, triple.stem_name, *where, self._data["instructions_per_window"]),
+                "caption": caption or instructions.caption(own_tags, *where),
+                "instructions": texts(own_tags, triple.stem_name, *where, self._data["instructions_per_window"]),
             }
 
     def _texts(
@@ -281,17 +288,21 @@ class WriteLatents(_WriteShards):
         for payload in dataset.read_shard(shard.source):
             raw = records.decode_example(payload)
             window = {key: records.decode_feature(feature, raw[key]) for key, feature in records.WINDOWS.items()}
-            caption = self._encoders.shortened(window["caption"])
+            song_id, caption = window["song_id"], self._encoders.shortened(window["caption"])
             if caption != window["caption"]:
-                words = len(caption.split())
-                note = f"caption cut to its first {words} words: the text encoder reads no more"
-                report.notes.append({"song_id": window["song_id"], "note": note})
-            try:
-                texts = self._encoders.encode_texts([*window["instructions"], caption], known_texts)
-            except UserError as error:
+                note = f"caption cut to {len(caption.split())} words: the text encoder reads no more"
+                report.notes.append({"song_id": song_id, "note": note})
+            read = [text for text in window["instructions"] if self._encoders.reads(text)]
+            if not read:
                 where = f"{window['start_seconds']:.2f} s, {window['stem_name']}"
-                report.reject(window["song_id"], where, str(error))
+                report.reject(song_id, where, "every instruction is longer than the text encoder reads")
                 continue
+            if len(read) < len(window["instructions"]):
+                report.notes.append(
+                    {"song_id": song_id, "note": "instructions longer than the text encoder reads left out"}
+                )
+            window["instructions"] = read
+            texts = self._encoders.encode_texts([*read, caption], known_texts)
             states = {
                 "instruction_states": np.concatenate(texts[:-1]),
                 "instruction_lengths": np.array([len(text) for text in texts[:-1]], np.int32),

@@ -79,7 +79,6 @@ class HeardSong:
         self.sets = tuple(taken)
         self.peak = 0.0
         self._meter = LoudnessMeter(sample_rate, len(self.stems))
-        self._gains: dict[tuple[bytes, float], float] = {}
         power = np.zeros((len(self.stems), len(self.stems)))
         bleed = {name: Bleed(sample_rate) for name in self.sets} if self.separated else {}
         for block in recording.blocks:
@@ -105,10 +104,7 @@ class HeardSong:
 
     def loudness_gain(self, weights: np.ndarray, loudness_lufs: float) -> float:
         """The level rule's gain for a context of the rows with weights `[stems]`."""
-        key = (weights.tobytes(), loudness_lufs)
-        if key not in self._gains:
-            self._gains[key] = self._meter.gain(weights, loudness_lufs)
-        return self._gains[key]
+        return self._meter.gain(weights, loudness_lufs)
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """float32 `[stems, samples]` from sample `start` on."""
@@ -200,30 +196,33 @@ def triples(
     # What a separator finds of an instrument that does not play is not silent, only soft.
     softest_db = song.level_db(np.ones(len(song.stems))) + _SEPARATION_FLOOR_DB if song.separated else -np.inf
 
-    def is_heard(signal: np.ndarray, weights: np.ndarray) -> bool:
+    def is_heard(signal: np.ndarray, weights: np.ndarray, softest_db: float = -np.inf) -> bool:
         level_db = _power_db(np.mean(np.square(signal, dtype=np.float64)))
-        return level_db > -np.inf and level_db >= song.level_db(weights) + min_level_db
+        return level_db > -np.inf and level_db >= max(song.level_db(weights) + min_level_db, softest_db)
 
     for start in range(0, song.samples - window_samples + 1, hop_samples):
         window = play(song, start, window_samples)
         block = np.stack(list(window.stems.values()))
+        mixed = block.sum(axis=0)
+        taken = {name: _weights(list(window.stems), stem_set(name)) for name in missing if name in song.sets}
+        parts = {name: weights @ block for name, weights in taken.items()}
         # An augmented window may be louder than all of its song.
-        loudest = max(song.peak, _peak((*block, *(block.sum(axis=0) - stem for stem in block), block.sum(axis=0))))
+        loudest = max(
+            song.peak, _peak((mixed, *(x for part in (*block, *parts.values()) for x in (part, mixed - part))))
+        )
         scale = _PEAK * (_FULL_SCALE - 1.0) / loudest
         integers = np.round(block * np.float32(scale)).astype(np.int16)
         mix = integers.sum(axis=0, dtype=np.int16)
-        for name in (name for name in missing if name in song.sets):
-            taken = _weights(list(window.stems), stem_set(name))
-            stem, context = _sum(block, taken), _sum(block, 1.0 - taken)
+        for name, stem in parts.items():
             taken_rows = [window.rows[stem_name] for stem_name in stem_set(name)]
             stem_weights = np.zeros_like(window.weights)
             stem_weights[taken_rows] = window.weights[taken_rows]
             context_weights = window.weights - stem_weights
-            if not (is_heard(stem, stem_weights) and is_heard(context, context_weights)):
+            if not (
+                is_heard(stem, stem_weights, softest_db) and is_heard((1.0 - taken[name]) @ block, context_weights)
+            ):
                 continue
-            if _power_db(np.mean(np.square(stem, dtype=np.float64))) < softest_db:
-                continue
-            stem_integers = integers[taken > 0].sum(axis=0, dtype=np.int16)
+            stem_integers = integers[taken[name] > 0].sum(axis=0, dtype=np.int16)
             gain = song.loudness_gain(context_weights, loudness_lufs) * _FULL_SCALE / scale
             yield Triple(
                 name, start / song.sample_rate, gain, mix, mix - stem_integers, stem_integers, window.semitones

@@ -47,7 +47,7 @@ def command(module: str, *arguments: str) -> None:
 def render_song(folder: Path) -> None:
     """Writes the held-out song as one audio file a stem."""
     assert SONG in splits.held_out()
-    songs, _ = sources.find_songs([])
+    songs = sources.find_songs([]).songs
     recording = sources.load(next(song for song in songs if song.song_id == SONG), SAMPLE_RATE, Tools())
     folder.mkdir()
     with windows.hear(recording, SAMPLE_RATE, missing=()) as song:

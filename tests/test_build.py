@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import apache_beam as beam
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import soundfile
 from apache_beam.io.filesystems import FileSystems
 
 from configs import minimal
-from data_pipeline import files, pipeline
+from data_pipeline import engine, files, pipeline
 from data_pipeline.song import Tools
 from subtractive_jax import parts, records
 from subtractive_jax.errors import UserError
@@ -47,7 +48,7 @@ def write_song(folder: Path, seed: int, seconds: float = 4.0, **tags: object) ->
 def config_for_tests(**data: object):
     config = minimal.get_config()
     with config.unlocked():
-        config.data.update(dict(validation_fraction=0.0, test_fraction=0.0, **data))
+        config.data.update({"validation_fraction": 0.0, "test_fraction": 0.0} | data)
     return config
 
 
@@ -83,7 +84,7 @@ def test_finished_songs_are_separated(tmp_path):
         assert not any("My" in text or "Song" in text for text in example["instructions"])
 
     config = config_for_tests(max_bleed_db=-59.0)
-    with pytest.raises(UserError, match=r"no usable song .* dB of it in the rest, over data\.max_bleed_db"):
+    with pytest.raises(UserError, match=r"no usable song: .* dB of it in the rest, over data\.max_bleed_db"):
         pipeline.build_windows(config, str(tmp_path / "strict"), [f"songs:{tmp_path / 'songs'}"], [], tools)
 
 
@@ -121,6 +122,27 @@ def test_copies_vary_the_training_songs_and_nothing_else(tmp_path):
         # The level rule holds for the window's own balance: about -20 LUFS whatever the gains.
         level = 10 * np.log10(np.mean((context / 32768.0 * example["gain"]) ** 2))
         assert -30 < level < -10
+
+
+@pytest.mark.parametrize("damage", ["short", "cut"])
+def test_another_take_that_does_not_fit_is_left_out(tmp_path, damage):
+    for index in range(2):
+        seconds = 2.5 if damage == "short" and index else 4.0
+        write_song(tmp_path / "songs" / f"take {index}", index, seconds, group_id="piece", tempo=120, key="A minor")
+    if damage == "cut":
+        path = tmp_path / "songs" / "take 1" / "bass.wav"
+        path.write_bytes(path.read_bytes()[:9_000])
+    config = config_for_tests()
+    config.data.augmentation.copies = 1
+    pipeline.build_windows(config, str(tmp_path / "data"), [f"stems:{tmp_path / 'songs'}"], [])
+    whole = [example for example in examples(tmp_path / "data") if example["song_id"] == "take 0"]
+    assert sum("semitones" in json.loads(example["tags"]) for example in whole) == len(whole) / 2 > 0
+    folder = records.dataset_dir(tmp_path / "data", "windows")
+    rejected = {json.loads(row)["song_id"] for row in (folder / "rejected.jsonl").read_text().splitlines()}
+    assert rejected == ({"take 1"} if damage == "cut" else set())
+    assert "not mixed with another take" in (folder / "notes.jsonl").read_text()
+    copies = records.read_metadata(str(tmp_path / "data"), "windows")["copies"]
+    assert copies == {"of the song alone": 1 if damage == "cut" else 2}
 
 
 def audio(flac: bytes) -> np.ndarray:
@@ -162,18 +184,94 @@ def test_a_build_of_mostly_rubbish_is_stopped(tmp_path):
             (folder / f"{stem}.wav").write_bytes(b"RIFF")
     arguments = [f"--data_dir={tmp_path / 'data'}", f"--source=stems:{tmp_path / 'songs'}"]
     line = only_error(build(*arguments))
-    assert "75% of the songs" in line and "--max_rejected" in line and "not readable as audio" in line
+    assert "3 of 4 songs refused" in line and "--max_rejected" in line and "not readable as audio" in line
     assert not (tmp_path / "data" / "windows" / "1.0.0").exists()
+    told = [json.loads(row) for row in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
+    assert {row["song_id"] for row in told} == {"bad 0", "bad 1", "bad 2"}
     done = build(*arguments, "--max_rejected=0.8")
     assert done.returncode == 0 and "3 rejected" in done.stdout, done.stderr
 
 
-def test_other_sources_than_those_of_the_windows_are_refused(tmp_path):
+def test_what_is_refused_of_a_used_song_does_not_count_against_it(tmp_path):
+    for index in range(3):
+        write_song(tmp_path / "songs" / f"{index}", index)
+    (tmp_path / "songs" / "tags.jsonl").write_text("not JSON\n" * 9)
+    pipeline.build_windows(
+        config_for_tests(), str(tmp_path / "data"), [f"stems:{tmp_path / 'songs'}"], [], max_rejected=0.0
+    )
+    rows = (records.dataset_dir(tmp_path / "data", "windows") / "rejected.jsonl").read_text().splitlines()
+    assert len(rows) == 9 and all("tags.jsonl" in row for row in rows)
+
+
+def test_windows_made_otherwise_than_asked_for_are_refused(tmp_path):
     write_song(tmp_path / "songs" / "good", 0)
-    pipeline.build_windows(config_for_tests(), str(tmp_path / "data"), [f"stems:{tmp_path / 'songs'}"], [])
-    pipeline.check_sources(str(tmp_path / "data"), [f"stems:{tmp_path / 'songs'}"])
+    data_dir, source = str(tmp_path / "data"), [f"stems:{tmp_path / 'songs'}"]
+    pipeline.build_windows(config_for_tests(), data_dir, source, [])
+    pipeline.check_windows(config_for_tests(), data_dir, source)
     with pytest.raises(UserError, match=r"was made from stems:.*give another --data_dir"):
-        pipeline.check_sources(str(tmp_path / "data"), ["stems:elsewhere"])
+        pipeline.check_windows(config_for_tests(), data_dir, ["stems:elsewhere"])
+    with pytest.raises(UserError, match=r"data\.stems is .* but \['keys'\] in the config"):
+        pipeline.check_windows(config_for_tests(stems=("keys",)), data_dir, source)
+    line = only_error(build(f"--data_dir={data_dir}", "--encoders=tiny", "--config=configs/tiny.py", "--separator=x"))
+    assert line.startswith("error: --separator has no effect")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("window_hop_frames", 0, "it must be 1 or more"),
+        ("validation_fraction", 2.0, "at most 1 in sum"),
+        ("instructions_per_window", 0, "it must be 1 or more"),
+        ("loudness_lufs", 100.0, "between -70 and 0"),
+        ("stems", (), "at least one"),
+        ("stems", ("drums+bass",), r'write "bass\+drums"'),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(tmp_path, field, value, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.build_windows(config_for_tests(**{field: value}), str(tmp_path / "data"), [], [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("direct_num_wrkers=2", "no option direct_num_wrkers"),
+        ("direct_num_workers=x", "invalid int"),
+        ("runner=X", "X"),
+    ],
+)
+def test_bad_options_of_beam_are_refused(tmp_path, option, message):
+    with pytest.raises(UserError, match=f"--beam_pipeline_options: .*{message}"):
+        engine.run(beam.Map(str), [], str(tmp_path), [option])
+
+
+def test_texts_longer_than_the_encoder_reads(tmp_path):
+    write_song(tmp_path / "songs" / "a", 0)
+    (tmp_path / "songs" / "captions.csv").write_text("song_id,caption\na,{}\n".format("A long story. " * 60))
+    config = config_for_tests()
+    write_encoders(tmp_path / "model", config, max_text_tokens=60)
+    write_encoders(tmp_path / "deaf", config, max_text_tokens=2)
+    data_dir = str(tmp_path / "data")
+    pipeline.build_windows(config, data_dir, [f"stems:{tmp_path / 'songs'}"], [])
+    with pytest.raises(UserError, match="every instruction is longer than the text encoder reads"):
+        pipeline.build_latents(config, data_dir, str(tmp_path / "deaf"), [])
+    pipeline.build_latents(config, data_dir, str(tmp_path / "model"), [])
+    windows, latents = examples(data_dir), examples(data_dir, "latents")
+    assert len(windows) == len(latents) > 0
+    assert all(0 < len(example["caption_states"]) <= 60 for example in latents)
+    assert all(len(example["instruction_lengths"]) == len(example["instructions"]) for example in latents)
+    notes = (records.dataset_dir(tmp_path / "data", "latents") / "notes.jsonl").read_text()
+    assert "caption cut to" in notes
+
+
+def write_encoders(folder: Path, config, max_text_tokens: int) -> None:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.max_text_tokens = max_text_tokens
+    params = {part: parts.network(part, config).init(jax.random.key(1)) for part in ("autoencoder", "text_encoder")}
+    tokenizer = train_tokenizer(["Add drums", "Add bass"], config.text_encoder.vocab_size)
+    model_folder.save(folder, model_folder.ModelFiles(config, params, tokenizer), dtype="float32", card="random")
 
 
 def test_a_killed_build_leaves_nothing_that_looks_whole_and_can_be_run_again(tmp_path):
@@ -206,12 +304,9 @@ def test_in_a_bucket_from_songs_to_batches(tmp_path):
     write_song(tmp_path / "songs" / "Song [live] 1", 0)
     write_song(tmp_path / "songs" / "Song 2", 1)
     config = config_for_tests()
-    params = {part: parts.network(part, config).init(jax.random.key(1)) for part in ("autoencoder", "text_encoder")}
-    tokenizer = train_tokenizer(["Add drums", "Add bass"], config.text_encoder.vocab_size)
-    model = model_folder.ModelFiles(config, params, tokenizer)
-    model_folder.save(tmp_path / "model", model, dtype="float32", card="random")
+    write_encoders(tmp_path / "model", config, config.max_text_tokens)
     with bucket_server() as url:
-        pipeline.parse_options([])
+        engine.parse_options([])
         for name in ("songs", "model"):
             for path in (path for path in (tmp_path / name).rglob("*") if path.is_file()):
                 files.write_bytes(files.join(url, path.relative_to(tmp_path).as_posix()), path.read_bytes())

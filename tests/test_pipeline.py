@@ -34,7 +34,7 @@ SHIPPED = Path(sources.SHIPPED.partition(":")[2])
 
 
 def shipped() -> dict[str, Song]:
-    return {song.song_id: song for song in sources.find_songs([])[0]}
+    return {song.song_id: song for song in sources.find_songs([]).songs}
 
 
 def config_for_tests():
@@ -306,7 +306,9 @@ def test_bad_stem_files_are_rejected_and_the_others_built(tmp_path):
 def test_a_source_without_a_usable_song_leaves_nothing_behind(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "empty.mid").touch()
-    with pytest.raises(UserError, match=r"no usable song in midi:.* \(most often: not readable as MIDI"):
+    with pytest.raises(
+        UserError, match=r"no usable song: .*rejected\.jsonl tells why \(most often: not readable as MIDI"
+    ):
         pipeline.build_windows(config_for_tests(), str(tmp_path / "data"), [f"midi:{tmp_path / 'source'}"], [])
     assert not list((tmp_path / "data" / "windows").iterdir())
 

@@ -399,6 +399,7 @@ def test_find_songs_takes_several_sources(tmp_path):
     write_musdb(tmp_path / "musdb" / "test" / "A - Three")
     write_slakh(tmp_path / "slakh" / "Track00001", "0f1e", change=without("UUID"))
     given = [f"stems:{tmp_path}/mine", f"musdb18hq:{tmp_path}/musdb", f"slakh2100:{tmp_path}/slakh"]
-    songs, rejected = sources.find_songs(given)
+    found = sources.find_songs(given)
+    songs, rejected = found.songs, found.rejected
     assert [song.song_id for song in songs] == ["musdb18hq/A - Three", "one"]
     assert [item.song_id for item in rejected] == ["slakh2100/Track00001"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from data_pipeline import windows
+from data_pipeline import copies, windows
 from data_pipeline.song import Recording
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.level import context_gain
@@ -78,6 +78,17 @@ def test_no_sum_clips():
     peaks = [np.abs(x.astype(int)).max() for t in triples for x in (t.mix, t.stem, t.context)]
     assert len(peaks) == 3 and max(peaks) < 0.9 * 32767
     assert 0.88 * 32767 < np.abs(triples[0].stem.astype(int)).max() * 1.5 < 0.9 * 32767, "keys alone are the loudest"
+
+
+def test_no_sum_of_an_augmented_window_clips():
+    stems = noise(3)
+    stems["other"] = -stems["drums"]
+    stems["keys"] = stems["drums"].copy()
+    copy = copies.Copy("song", 1, 0, pitch_semitones=0.0, gain_db=12.0)
+    with windows.hear(recording(stems), RATE, ["drums+keys"]) as song:
+        (triple,) = windows.triples(song, ["drums+keys"], 3 * RATE, RATE, -90.0, -20.0, copy)
+    assert np.corrcoef(triple.stem, stems["drums"])[0, 1] > 0.999
+    assert np.corrcoef(triple.context, stems["other"])[0, 1] > 0.999
 
 
 def test_short_and_silent_songs_are_refused():

@@ -22,8 +22,25 @@ KINDS: dict[str, ModuleType] = {
 }
 
 
-def find_songs(sources: Sequence[str]) -> tuple[list[Song], list[Rejected]]:
-    """All songs of all sources, with what tables beside them say (see `sidecars`), sorted by id; and what was refused.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What sources hold.
+
+    Attributes:
+      songs: sorted by id, with what tables beside them say (see `sidecars`).
+      rejected: songs that are refused.
+      rejected_lines: lines of tables that are refused.
+      unknown: good lines of tables for songs that are not there.
+    """
+
+    songs: list[Song]
+    rejected: list[Rejected]
+    rejected_lines: list[Rejected]
+    unknown: int
+
+
+def find_songs(sources: Sequence[str]) -> Found:
+    """All songs of all sources.
 
     Args:
       sources: texts `KIND:PATH`; the shipped songs when empty.
@@ -33,6 +50,8 @@ def find_songs(sources: Sequence[str]) -> tuple[list[Song], list[Rejected]]:
     """
     found: dict[str, Song] = {}
     rejected: list[Rejected] = []
+    rejected_lines: list[Rejected] = []
+    unknown = 0
     for source in sources or [SHIPPED]:
         kind, _, folder = source.partition(":")
         if kind not in KINDS:
@@ -50,12 +69,14 @@ def find_songs(sources: Sequence[str]) -> tuple[list[Song], list[Rejected]]:
         for song in described.songs:
             try:
                 if song.song_id in found:
-                    raise UserError("another song has the same id")
+                    raise UserError("a song of another source has the same id: rename its file or folder")
                 found[song.song_id] = _checked(song)
             except UserError as error:
                 refused.append(Rejected(song.song_id, song.files[0][1], str(error)))
-        rejected += [*refused, *described.rejected]
-    return [found[song_id] for song_id in sorted(found)], rejected
+        rejected += refused
+        rejected_lines += described.rejected
+        unknown += described.unknown
+    return Found([found[song_id] for song_id in sorted(found)], rejected, rejected_lines, unknown)
 
 
 def _checked(song: Song) -> Song:

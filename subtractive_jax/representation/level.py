@@ -46,12 +46,13 @@ class LoudnessMeter:
 
         1.0 when the sum is silent (below BS.1770's absolute gate of -70 LUFS) or under 0.4 s.
         """
-        powers = list(self._powers)
-        if sum(map(len, powers)) < _STEPS:
+        if sum(map(len, self._powers)) < _STEPS:
             return 1.0
+        self._powers = [np.concatenate(self._powers)]
+        powers = self._powers[0]
         if self._rest.shape[1] * 2 > self._step:  # as pyloudnorm counts blocks; BS.1770 leaves the last one open
-            powers.append((self._rest @ self._rest.T / self._step)[None])
-        steps = np.einsum("tij,i,j->t", np.concatenate(powers), weights, weights)
+            powers = np.concatenate([powers, (self._rest @ self._rest.T / self._step)[None]])
+        steps = powers @ weights @ weights
         blocks = np.convolve(steps, np.full(_STEPS, 1.0 / _STEPS), "valid")
         heard = blocks[blocks >= _power(_ABSOLUTE_GATE_LUFS)]
         if not len(heard):

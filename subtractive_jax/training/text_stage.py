@@ -72,6 +72,9 @@ def make_tokenizer(config: ml_collections.ConfigDict, data_dir: str) -> Tokenize
     return train_tokenizer(texts, config.text_encoder.vocab_size)
 
 
+_MEASURED = ("bleed_db", "semitones")  # in tags, but not what texts speak of
+
+
 def _labels(value: Any, path: str) -> Iterator[str]:
     """Tags as labels: `genre=reggae` for texts, `pieces/snare` for what has a number."""
     if isinstance(value, dict):
@@ -88,7 +91,7 @@ def _labels(value: Any, path: str) -> Iterator[str]:
 
 def labels(example: dict[str, Any]) -> set[str]:
     """What the texts of a window can tell: the song's tags, and those of the missing stems."""
-    tags = json.loads(example["tags"])
+    tags = {key: value for key, value in json.loads(example["tags"]).items() if key not in _MEASURED}
     missing = {stem: tags.get("stems", {}).get(stem, {}) for stem in example["stem_name"].split("+")}
     return set(_labels(tags | {"stems": missing, "stem": example["stem_name"]}, "tags"))
 

@@ -7,8 +7,8 @@ same triples: windows as FLAC, loudness of every context, and mel spectrograms o
 gain. The loop writes the mix of a window once; ours writes it with every stem, looks for duplicates, and reads windows
 back for the mel, as making `latents` does.
 
-- `ratio`: all programs in turn, each in a process of its own. Start-up, which is what the same takes for songs of ten
-  seconds, is subtracted and printed apart. CPU seconds count all processes.
+- `ratio`: all programs in turn, each in a process of its own, which first does songs of ten seconds, twice: the first
+  time is printed as start-up, the second is subtracted. CPU seconds count all processes.
 - `parts`: seconds of one core for each part of the work, and for the FFTs of the mel spectrograms alone.
 - `hour`: a song of one hour in one process.
 - `growth`: two workers and collections of 0.1, 1 and 10 hours, most of them hard links, so that the disk holds one.
@@ -50,7 +50,7 @@ _SUFFIX = flags.DEFINE_enum("suffix", "wav", ("wav", "flac"), "Format of the ste
 _SONGS = flags.DEFINE_integer("songs", 4, "Songs of `ratio` and `parts`.", 1, 7)
 _MINUTES = flags.DEFINE_float("minutes", 3.0, "Length of each.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each program of `ratio` runs.", 1)
-_CHILD = flags.DEFINE_list("child", [], "Of one process: a program and folders of songs, each measured.")
+_CHILD = flags.DEFINE_list("child", [], "Of one process: a program, windows or mels, folders of songs.")
 
 
 def _config() -> Any:
@@ -66,7 +66,7 @@ def _rendered() -> Iterator[dict[str, np.ndarray]]:
     from data_pipeline import sources
     from data_pipeline.song import Tools
 
-    for song in sources.find_songs([])[0]:
+    for song in sources.find_songs([]).songs:
         recording = sources.load(song, _RATE, Tools())
         if recording.stems == tuple(_config().data.stems):
             mono = np.concatenate(list(recording.blocks), axis=1)
@@ -171,7 +171,7 @@ def _usage() -> dict[str, float]:
     )
 
 
-def _measure(program: str, *folders: str) -> list[dict[str, float]]:
+def _measure(program: str, until: str, *folders: str) -> list[dict[str, float]]:
     """Of each folder, in this process and in turn: seconds; bytes written; the largest memory so far, without mels."""
     figures = []
     for songs in folders:
@@ -183,7 +183,8 @@ def _measure(program: str, *folders: str) -> list[dict[str, float]]:
             else:
                 _build(songs, out, program)
                 built = _usage()
-                _mels(out)
+                if until == "mels":
+                    _mels(out)
                 after = _usage()
             size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
         clocks = {clock: after[clock] - before[clock] for clock in ("wall", "cpu")}
@@ -205,13 +206,15 @@ def _ratio(root: Path) -> None:
     short, long = str(root / "short"), str(root / "long")
     _write_songs(Path(short), _SONGS.value, _SHORT_SECONDS, _SUFFIX.value)
     _write_songs(Path(long), _SONGS.value, 60.0 * _MINUTES.value, _SUFFIX.value)
-    rounds = [{program: _run(program, short, long) for program in _PROGRAMS} for _ in range(_ROUNDS.value)]
+    rounds = [
+        {program: _run(program, "mels", short, short, long) for program in _PROGRAMS} for _ in range(_ROUNDS.value)
+    ]
     seconds = _SONGS.value * (60.0 * _MINUTES.value - _SHORT_SECONDS)
     print(f"{_SONGS.value} songs of {_MINUTES.value:g} minutes, 4 stems, {_SUFFIX.value}; medians of {_ROUNDS.value}")
     loop: dict[str, float] = {}
     for program in _PROGRAMS:
         spent = {
-            clock: statistics.median(measured[program][1][clock] - measured[program][0][clock] for measured in rounds)
+            clock: statistics.median(measured[program][2][clock] - measured[program][1][clock] for measured in rounds)
             for clock in ("wall", "cpu", "build_cpu")
         }
         loop = loop or spent
@@ -233,7 +236,7 @@ def _parts(root: Path) -> None:
     from subtractive_jax.representation.level import LoudnessMeter
 
     _write_songs(root, _SONGS.value, 60.0 * _MINUTES.value, _SUFFIX.value)
-    songs, _ = sources.find_songs([f"stems:{root}"])
+    songs = sources.find_songs([f"stems:{root}"]).songs
     config = _config()
     mel, data = config.representation, config.data
     length = mel.window_frames * mel.hop_length
@@ -299,15 +302,15 @@ def _parts(root: Path) -> None:
 def _tell(what: str, hours: float, figures: dict[str, float]) -> None:
     print(
         f"{what}: {figures['build_wall']:.0f} s, {figures['build_cpu']:.0f} CPU s "
-        f"({figures['build_cpu'] / hours:.0f} an hour of music); peak memory {figures['own_mb']:.0f} MB, of a worker "
-        f"{figures['worker_mb']:.0f} MB; {figures['bytes'] / hours / 1e6:.0f} MB of windows an hour",
+        f"({figures['build_cpu'] / hours:.0f} an hour of music); peak memory {figures['own_mb']:.0f} MB, of the "
+        f"largest child {figures['worker_mb']:.0f} MB; {figures['bytes'] / hours / 1e6:.0f} MB of windows an hour",
         flush=True,
     )
 
 
 def _hour(root: Path) -> None:
     _write_songs(root, 1, 3600.0, _SUFFIX.value)
-    _tell("a song of an hour, one process", 1.0, _run("one process", str(root))[0])
+    _tell("a song of an hour, one process", 1.0, _run("one process", "windows", str(root))[0])
 
 
 def _growth(root: Path) -> None:
@@ -317,7 +320,7 @@ def _growth(root: Path) -> None:
         folder = root / f"{hours:g}"
         for i in range(round(hours * 3600 / _LINK_SECONDS)):
             shutil.copytree(originals[i % len(originals)], folder / f"song{i:04d}", copy_function=os.link)
-        _tell(f"{hours:g} hours, two workers", hours, _run("two workers", str(folder))[0])
+        _tell(f"{hours:g} hours, two workers", hours, _run("two workers", "windows", str(folder))[0])
 
 
 def main(argv: list[str]) -> None:
