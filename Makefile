@@ -22,7 +22,7 @@ test: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy $(CODE)
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" -n 2 --dist=loadfile  # a file a process: two cores
 
 clean:
 	rm -rf $(VENV) demo

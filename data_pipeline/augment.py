@@ -75,7 +75,7 @@ def partner(song: Song, songs: Sequence[Song], copy: int, seed: int) -> Song | N
     """Another take of the song, from which stems may come: of its group, with the same tempo, key and metre tags.
 
     Returns:
-      One of the takes among `songs`, in whatever order they are; None where there is none, or no tempo is known.
+      One of the takes among `songs`, in whatever order they are; None where there is none, or no tempo or key is known.
     """
     takes = sorted((other for other in songs if _is_take(song, other)), key=lambda other: other.song_id)
     return takes[_rng("partner", song.song_id, copy, seed).integers(len(takes))] if takes else None
@@ -85,7 +85,7 @@ def _is_take(song: Song, other: Song) -> bool:
     return (
         other.song_id != song.song_id
         and other.group_id == song.group_id
-        and song.tags.get("tempo") is not None
+        and all(song.tags.get(tag) is not None for tag in ("tempo", "key"))
         and all(song.tags.get(tag) == other.tags.get(tag) for tag in ("tempo", "key", "time_signature"))
     )
 

@@ -97,9 +97,10 @@ def new_dataset(data_dir: str, name: str) -> Iterator[str]:
     files.make_folder(staging)
     try:
         yield staging
-        files.move_folder(staging, final, last=_LAST)
-    finally:
+    except BaseException:
         files.delete_folder(staging)
+        raise
+    files.move_folder(staging, final, last=_LAST)
 
 
 def finish(

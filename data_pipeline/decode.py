@@ -112,11 +112,15 @@ def open_audio(path: str, sample_rate: int, notes: list[str], channels: int = 1)
         try:
             with _Decoder(source) as decoder:
                 frames = yield from _resampled(path, decoder, sample_rate, notes, channels)
-                if source.error or _is_cut_short(file, decoder, frames):
-                    why = source.error or f"its header promises more than the {frames} frames that are there"
+                if source.error:  # the storage's fault, not the file's
+                    raise source.error
+                if _is_cut_short(file, decoder, frames):
+                    why = f"its header promises more than the {frames} frames that are there"
                     raise UserError(f"{path}: cut short ({why}); copy or export it again")
         except soundfile.LibsndfileError as error:
-            why = source.error or error.error_string.rstrip(".")
+            if source.error:
+                raise source.error from error
+            why = error.error_string.rstrip(".")
             raise UserError(f"{path}: not readable as audio ({why}); give a wav, flac, mp3 or ogg file") from error
 
 

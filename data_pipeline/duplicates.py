@@ -12,13 +12,14 @@ import hashlib
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import apache_beam as beam
 import mido
 import numpy as np
 import scipy.fft
-from apache_beam.metrics import Metrics
+from apache_beam.pvalue import TaggedOutput
 from scipy.ndimage import maximum_filter
 
 from data_pipeline import decode, files, grouping
@@ -54,7 +55,7 @@ class Signature:
 
     Attributes:
       song_id: the song's.
-      digests: SHA-256 of every file of a stem that is not silent.
+      digests: SHA-256 of every file that is not silent.
       minhash: 128 numbers below 2**32; none where there is too little music to tell it from other music.
     """
 
@@ -70,11 +71,12 @@ def signature(song: Song) -> Signature:
       UserError: a file is unreadable.
     """
     if song.files[0][0] == "midi":
-        ((stem, path),) = song.files
-        heard, hashes = {stem}, _runs(midi_source.read(path))
+        ((_, path),) = song.files
+        midi = midi_source.read(path)
+        heard, hashes = {path} if _has_notes(midi) else set(), _runs(midi)
     else:
-        heard, hashes = _landmarks(song.files)
-    digests = tuple(_digest(path) for stem, path in song.files if stem in heard)
+        heard, hashes = _landmarks([path for _, path in song.files])
+    digests = tuple(_digest(path) for _, path in song.files if path in heard)
     return Signature(song.song_id, digests, _minhash(np.unique(hashes)))
 
 
@@ -106,16 +108,16 @@ def _minhash(hashes: np.ndarray) -> tuple[int, ...]:
     )
 
 
-def _landmarks(paths: Iterable[tuple[str, str]]) -> tuple[set[str], np.ndarray]:
-    """The stems that are not silent, and the hashes of the sum of all files: two frequencies and the time between."""
+def _landmarks(paths: Sequence[str]) -> tuple[set[str], np.ndarray]:
+    """The files that are not silent, and the hashes of the sum of all: two frequencies and the time between."""
     notes: list[str] = []
-    streams = [(stem, decode.open_audio(path, _RATE, notes)) for stem, path in paths]
-    stems = list(dict.fromkeys(stem for stem, _ in streams))
+    streams = [(path, decode.open_audio(path, _RATE, notes)) for path in paths]
+    order = list(dict.fromkeys(paths))
     heard: set[str] = set()
 
     def mixed() -> Iterator[np.ndarray]:
         for block in decode.together(streams, _RATE, notes, max_difference_seconds=math.inf):
-            heard.update(stems[row] for row in np.flatnonzero(block.any(axis=1)))
+            heard.update(order[row] for row in np.flatnonzero(block.any(axis=1)))
             yield block.sum(axis=0)
 
     frame, frequency, power = (np.concatenate(found) for found in zip(*_peaks(mixed()), strict=True))
@@ -148,6 +150,10 @@ def _peaks(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarra
             held, first = held[count * _HOP :], first + count
 
 
+def _has_notes(midi: mido.MidiFile) -> bool:
+    return any(message.type == "note_on" and message.velocity for track in midi.tracks for message in track)
+
+
 def _runs(midi: mido.MidiFile) -> np.ndarray:
     """The hashes of all runs of `_RUN` onsets of a channel: steps of the top note, chords below it, ratios of times."""
     played: dict[int, set[tuple[int, int]]] = {}
@@ -178,26 +184,47 @@ def _runs(midi: mido.MidiFile) -> np.ndarray:
     return np.concatenate(hashes)
 
 
-class FindAlike(beam.PTransform):
-    """`Song`s to pairs of ids that are the same music: each pair once, the alphabetically first id first.
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What came of comparing songs.
 
-    Of many songs that are all alike, not all pairs are found, but enough to join them. Songs whose music is unreadable
-    are counted and passed over. A song costs the shuffle 64 times its id and 140 bytes.
+    Attributes:
+      kind: `alike`: two songs are the same music; `unreadable`: a song was compared with none; `crowded`: a song begins
+        a group so large that most of the group were compared with it alone.
+      song_ids: the two, the alphabetically first one first; or the one.
+      reason: why a song is unreadable.
     """
 
-    def expand(self, songs: beam.PCollection[Song]) -> beam.PCollection[tuple[str, str]]:
-        signatures = songs | beam.Reshuffle() | beam.ParDo(_Sign())
-        equal = signatures | beam.FlatMap(_by_file) | "SameFile" >> beam.GroupByKey() | beam.FlatMap(_with_first)
-        near = signatures | beam.FlatMap(_by_band) | "SameBand" >> beam.GroupByKey() | beam.ParDo(_Compare())
-        return (equal, near) | beam.Flatten() | beam.Distinct()
+    kind: Literal["alike", "unreadable", "crowded"]
+    song_ids: tuple[str, ...]
+    reason: str = ""
+
+
+class FindAlike(beam.PTransform):
+    """`Song`s to `Finding`s, each once.
+
+    Of many songs that are all alike, not all pairs are found, but enough to join them. A song costs the shuffle 64
+    times its id and 140 bytes.
+    """
+
+    def expand(self, songs: beam.PCollection[Song]) -> beam.PCollection[Finding]:
+        signed = songs | beam.Reshuffle() | beam.ParDo(_Sign()).with_outputs("unreadable", main="signatures")
+        equal = signed.signatures | beam.FlatMap(_by_file) | "SameFile" >> beam.GroupByKey() | beam.FlatMap(_with_first)
+        bands = signed.signatures | beam.FlatMap(_by_band) | "SameBand" >> beam.GroupByKey()
+        near = bands | beam.ParDo(_Compare()).with_outputs("crowded", main="pairs")
+        pairs = (equal, near.pairs) | "Pairs" >> beam.Flatten() | "Once" >> beam.Distinct()
+        alike = pairs | "Alike" >> beam.Map(lambda pair: Finding("alike", pair))
+        first = near.crowded | "FirstOnce" >> beam.Distinct()
+        crowded = first | "Crowded" >> beam.Map(lambda song_id: Finding("crowded", (song_id,)))
+        return (alike, crowded, signed.unreadable) | beam.Flatten()
 
 
 class _Sign(beam.DoFn):
-    def process(self, song: Song) -> Iterator[Signature]:
+    def process(self, song: Song) -> Iterator[Signature | TaggedOutput[Literal["unreadable"], Finding]]:
         try:
             yield signature(song)
-        except (UserError, OSError):
-            Metrics.counter("duplicates", "unreadable_songs").inc()
+        except UserError as error:
+            yield TaggedOutput("unreadable", Finding("unreadable", (song.song_id,), str(error)))
 
 
 def _by_file(song: Signature) -> Iterator[tuple[bytes, str]]:
@@ -219,12 +246,14 @@ def _by_band(song: Signature) -> Iterator[tuple[bytes, tuple[str, bytes]]]:
 
 
 class _Compare(beam.DoFn):
-    """The songs of a band to pairs that join all that are alike, directly or through others."""
+    """The songs of a band to pairs that join all that are alike, directly or through others; of too many, the first."""
 
-    def process(self, group: tuple[bytes, Iterable[tuple[str, bytes]]]) -> Iterator[tuple[str, str]]:
+    def process(
+        self, group: tuple[bytes, Iterable[tuple[str, bytes]]]
+    ) -> Iterator[tuple[str, str] | TaggedOutput[Literal["crowded"], str]]:
         members = heapq.nsmallest(_LARGEST_GROUP + 1, group[1])
         if len(members) > _LARGEST_GROUP:
-            Metrics.counter("duplicates", "large_groups").inc()
+            yield TaggedOutput("crowded", members[0][0])
             first, numbers = members[0][0], _numbers(members[:1])
             for member in group[1]:
                 if member[0] != first and similarity(_numbers([member]), numbers) >= ALIKE:

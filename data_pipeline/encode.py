@@ -1,13 +1,13 @@
 """Windows of audio and their texts to what training reads: posterior moments and text states, both float16."""
 
 import bisect
-import functools
 from typing import Any
 
 import numpy as np
 
 import subtractive_jax
 from data_pipeline import files
+from data_pipeline.once import once
 from subtractive_jax import fingerprint, records
 from subtractive_jax.representation.audio import read_audio, to_mono
 
@@ -15,7 +15,7 @@ _SIGNALS = ("mix", "context", "stem")
 _TEXT_BATCH = 8
 
 
-@functools.cache
+@once
 def encoders(model: str) -> "Encoders":
     """The encoders of a model, which may lie in a bucket; loaded once a process, however many threads ask."""
     return Encoders(files.local_copy(model))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipeline import dataset, duplicates, encode, engine, files, shards, sources, splits, windows
-from data_pipeline.song import Song, Tools
+from data_pipeline.song import Rejected, Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.mel import Mel
@@ -59,13 +59,25 @@ def _write(
     return sorted(reports, key=lambda report: (records.SPLITS.index(report["split"]), report["index"]))
 
 
-def _alike(songs: list[Song], folder: str, beam_options: list[str]) -> list[tuple[str, str]]:
-    """Pairs of songs, or of a song and a held-out one, that are the same music."""
-    kept_out = [song for song in sources.find_songs([]).songs if song.song_id in splits.held_out()]
-    heard = {song.song_id: song for song in (*kept_out, *songs)}.values()
-    steps = beam.Map(shards.song_from_json) | duplicates.FindAlike() | beam.Map(json.dumps)
-    lines = engine.run(steps, (json.dumps(dataclasses.asdict(song)) for song in heard), folder, beam_options)
-    return sorted((a, b) for a, b in map(json.loads, lines))
+def _compare(songs: list[Song], folder: str, beam_options: list[str]) -> list[duplicates.Finding]:
+    """Which songs, or a song and a held-out one, are the same music; and which are unreadable."""
+    copies = []
+    own = {song.song_id for song in songs}
+    for song in sources.find_songs([]).songs:
+        if song.song_id in splits.held_out() and song.song_id not in own:
+            path = files.join(folder, f"{song.song_id}.mid")  # for workers that have this package elsewhere
+            files.write_bytes(path, files.read_bytes(song.files[0][1]))
+            copies.append(dataclasses.replace(song, files=(("midi", path),)))
+    steps = (
+        beam.Map(shards.song_from_json)
+        | duplicates.FindAlike()
+        | beam.Map(lambda finding: json.dumps(dataclasses.asdict(finding)))
+    )
+    lines = engine.run(
+        steps, (json.dumps(dataclasses.asdict(song)) for song in (*copies, *songs)), folder, beam_options
+    )
+    files.delete([song.files[0][1] for song in copies])
+    return [duplicates.Finding(**json.loads(line)) for line in lines]
 
 
 def _check_data(data: ConfigDict) -> None:
@@ -120,7 +132,17 @@ def build_windows(
         _stop_if_mostly_refused(len(songs), total, max_rejected, rejected, data_dir)
         if found.unknown:
             print(f"{found.unknown} lines of tables beside the music are for songs that are not there")
-        alike = _alike(songs, folder, beam_options)
+        findings = _compare(songs, folder, beam_options)
+        unreadable = {finding.song_ids[0]: finding.reason for finding in findings if finding.kind == "unreadable"}
+        for song in songs:
+            if song.song_id in unreadable:
+                item = Rejected(song.song_id, song.files[0][1], unreadable[song.song_id])
+                rejected.append(dataclasses.asdict(item))
+        songs = [song for song in songs if song.song_id not in unreadable]
+        _stop_if_mostly_refused(len(songs), total, max_rejected, rejected, data_dir)
+        alike = sorted((a, b) for finding in findings if finding.kind == "alike" for a, b in [finding.song_ids])
+        if crowded := sum(finding.kind == "crowded" for finding in findings):
+            print(f"{crowded} groups of more than a thousand similar songs were compared with one of them only")
         split_of = splits.assign(songs, alike, config.data.validation_fraction, config.data.test_fraction)
         counts = collections.Counter(split_of.values())
         print("songs: " + ", ".join(f"{split} {counts[split]}" for split in records.SPLITS))

@@ -10,7 +10,6 @@ model classes are.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from data_pipeline import files
 from data_pipeline.grouping import STEMS
+from data_pipeline.once import once
 from data_pipeline.song import Tools
 from subtractive_jax.errors import UserError, unknown_name
 
@@ -124,7 +124,7 @@ def _segment_seconds(model: Any) -> float:
     return min(_MAX_SEGMENT_SECONDS, *(float(part.segment) for part in getattr(model, "models", [model])))
 
 
-@functools.cache
+@once
 def separator(tools: Tools) -> Separator:
     """The model that `tools` names, on its device; loaded once a process.
 

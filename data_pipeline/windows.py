@@ -79,6 +79,7 @@ class HeardSong:
         self.sets = tuple(taken)
         self.peak = 0.0
         self._meter = LoudnessMeter(sample_rate, len(self.stems))
+        self._gains: dict[tuple[bytes, float], float] = {}  # for a long song, as dear as all the rest of a window
         power = np.zeros((len(self.stems), len(self.stems)))
         bleed = {name: Bleed(sample_rate) for name in self.sets} if self.separated else {}
         for block in recording.blocks:
@@ -104,7 +105,10 @@ class HeardSong:
 
     def loudness_gain(self, weights: np.ndarray, loudness_lufs: float) -> float:
         """The level rule's gain for a context of the rows with weights `[stems]`."""
-        return self._meter.gain(weights, loudness_lufs)
+        key = (weights.tobytes(), loudness_lufs)
+        if key not in self._gains:
+            self._gains[key] = self._meter.gain(weights, loudness_lufs)
+        return self._gains[key]
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """float32 `[stems, samples]` from sample `start` on."""

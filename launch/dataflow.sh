@@ -16,7 +16,8 @@
 #   --beam_option=NAME[=VALUE]   any other option of Beam, as in its documentation without the dashes; repeatable
 #   --dry-run                    print the command and stop
 #
-# What follows -- goes to data_pipeline.build. Needs apache-beam[gcp] and Google Cloud credentials here.
+# What follows -- goes to data_pipeline.build; with --accelerator and --source=songs:..., --separator_device=cuda too, or
+# the separator stays on the CPU. Needs apache-beam[gcp] and Google Cloud credentials here.
 
 set -euo pipefail
 source "$(dirname "$0")/engine.sh"
@@ -27,7 +28,8 @@ require project region temp_location sdk_container_image
 for name in temp_location staging_location; do check $name 'gs://[^/]+.*' "gs://BUCKET/FOLDER"; done
 for name in disk_size_gb max_num_workers; do check $name '[1-9][0-9]*' "a whole number above 0"; done
 check accelerator '[a-z0-9-]+:[1-9][0-9]*' "TYPE:COUNT, such as nvidia-l4:1"
-[[ " ${build[*]}" =~ " --data_dir"[=\ ]"gs://" ]] || fail "--data_dir must be gs://...: workers do not see this disk"
+check_build data_dir 'gs://[^/]+.*' "gs://BUCKET/FOLDER"
+check_build source '[a-z0-9]+:(gs|s3)://[^/]+.*' "KIND:gs://BUCKET/FOLDER"
 [[ -z ${given[accelerator]-} ]] || require worker_machine_type
 
 : "${given[worker_machine_type]:=e2-standard-4}" "${given[disk_size_gb]:=64}"

@@ -49,6 +49,19 @@ check() {
   [[ -z ${given[$1]-} || ${given[$1]} =~ ^($2)$ ]] || fail "--$1=${given[$1]}: must be $3"
 }
 
+# check_build FLAG REGEX MEANING: every value of a flag of data_pipeline.build has the right form.
+check_build() {
+  local i value
+  for i in "${!build[@]}"; do
+    case ${build[i]} in
+      -$1=* | --$1=*) value=${build[i]#*=} ;;
+      -$1 | --$1) value=${build[i + 1]-} ;;
+      *) continue ;;
+    esac
+    [[ $value =~ ^($2)$ ]] || fail "--$1=$value: must be $3: workers do not see this disk"
+  done
+}
+
 # data_pipeline.build splits Beam's options at commas, as CSV: one that holds a comma or a quote is quoted.
 csv() {
   local field line=""

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -43,10 +44,7 @@ class _LocalFile:
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False  # threads may still read
 
     def expect(self, start: int, stop: int) -> None:
         """Lets the disk begin with a range that will be read; it serves many at once faster than one after another."""

@@ -70,7 +70,7 @@ def test_another_process_draws_the_same() -> None:
     code = (
         "from data_pipeline import augment, song\n"
         f"print(augment.variation(('bass', 'drums'), *{WINDOW}, 2.0, 3.0))\n"
-        "songs = [song.Song(n, 'g', 'stems', (), {'tempo': 90}) for n in 'abcdefgh']\n"
+        "songs = [song.Song(n, 'g', 'stems', (), {'tempo': 90, 'key': 'C'}) for n in 'abcdefgh']\n"
         "print([augment.partner(songs[0], songs, copy, 7).song_id for copy in range(9)])\n"
         f"print(augment.remix(dict.fromkeys('abcdef', 0), dict.fromkeys('abcdef', 1), *{WINDOW}))"
     )
@@ -106,12 +106,13 @@ def test_no_partner(other: Song) -> None:
     assert augment.partner(song("a", tempo=90.0, key="C"), [other], 0, 0) is None
 
 
-def test_no_partner_for_a_song_of_unknown_tempo() -> None:
-    assert augment.partner(song("a"), [song("b")], 0, 0) is None
+@pytest.mark.parametrize("tags", [{}, {"tempo": 90.0}, {"key": "C"}, {"tempo": 90.0, "key": None}])
+def test_no_partner_for_a_song_of_unknown_tempo_or_key(tags: dict[str, object]) -> None:
+    assert augment.partner(song("a", **tags), [song("b", **tags)], 0, 0) is None
 
 
 def test_partners_differ_by_copy_and_not_by_order() -> None:
-    songs = [song(name, tempo=90.0) for name in "abcd"]
+    songs = [song(name, tempo=90.0, key="C") for name in "abcd"]
     chosen = [augment.partner(songs[0], songs, copy, 0) for copy in range(20)]
     assert {one.song_id for one in chosen if one} == {"b", "c", "d"}
     assert [augment.partner(songs[0], songs[::-1], copy, 0) for copy in range(20)] == chosen

@@ -1,7 +1,10 @@
 """Duplicates: what people do to files does not hide a song, and songs that differ are not joined."""
 
+import contextlib
 import io
 import itertools
+import os
+import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,10 +16,10 @@ import pretty_midi
 import pytest
 import soundfile
 import soxr
-from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 
 from data_pipeline import duplicates
+from data_pipeline.duplicates import Finding
 from data_pipeline.song import Song
 
 SHIPPED = Path(duplicates.__file__).parent / "songs" / "mid"
@@ -27,14 +30,13 @@ def as_song(song_id: str, **paths: Path) -> Song:
     return Song(song_id, song_id, "stems", tuple((stem, str(path)) for stem, path in paths.items()))
 
 
-def counters(songs: Iterable[Song], expected: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Runs the transform, holds its pairs against `expected`, and returns its counters."""
-    pipeline = beam.Pipeline()
-    assert_that(pipeline | beam.Create(list(songs)) | duplicates.FindAlike(), equal_to(list(expected)))
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = result.metrics().query(MetricsFilter().with_namespace("duplicates"))["counters"]
-    return {counter.key.metric.name: counter.committed for counter in found}
+def pairs(*ids: tuple[str, str]) -> list[Finding]:
+    return [Finding("alike", pair) for pair in ids]
+
+
+def find_alike(songs: Iterable[Song], check: Callable[[list[Finding]], None]) -> None:
+    with beam.Pipeline() as pipeline:
+        assert_that(pipeline | beam.Create(list(songs)) | duplicates.FindAlike(), check)
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +86,16 @@ def test_every_version_of_a_recording_is_found_and_no_other_song(
         elif "original" in (a.split()[1], b.split()[1]):
             assert overlap >= duplicates.ALIKE
 
-    def joined(pairs: list[tuple[str, str]]) -> None:
-        assert all(a.split()[0] == b.split()[0] for a, b in pairs)
+    def joined(found: list[Finding]) -> None:
+        assert {finding.kind for finding in found} == {"alike"}
+        assert all(a.split()[0] == b.split()[0] for a, b in (finding.song_ids for finding in found))
         families = {song.song_id: {song.song_id} for song in songs}
-        for a, b in pairs:
+        for a, b in (finding.song_ids for finding in found):
             together = families[a] | families[b]
             families.update(dict.fromkeys(together, together))
         assert len({id(family) for family in families.values()}) == 3
 
-    with beam.Pipeline() as pipeline:
-        assert_that(pipeline | beam.Create(songs) | duplicates.FindAlike(), joined)
+    find_alike(songs, joined)
 
 
 def test_level_does_not_matter(rendered: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -113,30 +115,62 @@ def test_stems_are_compared_as_their_sum(rendered: dict[str, np.ndarray], tmp_pa
     soundfile.write(tmp_path / "high.wav", (wave - low) / 2, RATE, subtype="FLOAT")
     mix = as_song("mix", mix=tmp_path / "mix.wav")
     stems = as_song("stems", bass=tmp_path / "low.wav", keys=tmp_path / "high.wav")
-    counters([mix, stems], [("mix", "stems")])
+    find_alike([mix, stems], equal_to(pairs(("mix", "stems"))))
 
 
 def test_a_shared_file_joins_songs_unless_it_is_silent(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    paths = {name: tmp_path / f"{name}.wav" for name in ("shared", "silent", "a", "b", "c")}
+    paths = {name: tmp_path / f"{name}.wav" for name in ("shared", "silent", "a", "b", "c", "d")}
     for name, path in paths.items():
         soundfile.write(path, np.zeros(RATE) if name == "silent" else 0.1 * rng.standard_normal(RATE), RATE)
     songs = [
         as_song("a", drums=paths["shared"], bass=paths["a"], vocals=paths["silent"]),
         as_song("b", drums=paths["shared"], bass=paths["b"]),
         as_song("c", bass=paths["c"], vocals=paths["silent"]),
+        Song("d", "d", "stems", tuple(("bass", str(paths[name])) for name in ("silent", "d"))),
     ]
-    counters(songs, [("a", "b")])
+    find_alike(songs, equal_to(pairs(("a", "b"))))
+    assert len(duplicates.signature(songs[3]).digests) == 1  # though the other file of its stem is heard
 
 
-def test_unreadable_songs_are_counted_and_passed_over(tmp_path: Path) -> None:
+def test_notes_without_a_note_join_nothing(tmp_path: Path) -> None:
+    mido.MidiFile(tracks=[mido.MidiTrack([mido.Message("note_on", note=60, velocity=0)])]).save(tmp_path / "empty.mid")
+    assert duplicates.signature(as_song("empty", midi=tmp_path / "empty.mid")).digests == ()
+
+
+def test_unreadable_songs_are_told_with_their_reasons(tmp_path: Path) -> None:
     (tmp_path / "damaged.wav").write_bytes(b"RIFF....")
     (tmp_path / "damaged.mid").write_bytes(b"MThd....")
     path = next(SHIPPED.glob("*.mid"))
     songs = [as_song("damaged", mix=tmp_path / "damaged.wav"), as_song("missing", mix=tmp_path / "missing.wav")]
     songs += [as_song("damaged notes", midi=tmp_path / "damaged.mid")]
     songs += [as_song("one", midi=path), as_song("two", midi=path)]
-    assert counters(songs, [("one", "two")]) == {"unreadable_songs": 3}
+
+    def told(found: list[Finding]) -> None:
+        reasons = {finding.song_ids: finding.reason for finding in found if finding.kind == "unreadable"}
+        assert reasons.keys() == {("damaged",), ("missing",), ("damaged notes",)}
+        assert "No such file" in reasons["missing",] and "not readable as MIDI" in reasons["damaged notes",]
+        assert [finding for finding in found if finding.kind != "unreadable"] == pairs(("one", "two"))
+
+    find_alike(songs, told)
+
+
+def test_a_fault_of_the_machine_is_no_unreadable_song(tmp_path: Path) -> None:
+    path = tmp_path / "song.wav"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(path, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            list(duplicates._Sign().process(as_song("song", mix=path)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def edited(midi: mido.MidiFile, change: Callable[[mido.Message], None], tick: Callable[[int], int]) -> mido.MidiFile:
@@ -184,7 +218,7 @@ def test_edited_notes_are_found(
         songs += [as_song(path.stem, midi=path), as_song(f"{path.stem} edited", midi=tmp_path / path.name)]
     originals = [song.song_id for song in songs[::2]]
     assert len(originals) > 5
-    counters(songs, [(name, f"{name} edited") for name in originals])
+    find_alike(songs, equal_to(pairs(*((name, f"{name} edited") for name in originals))))
 
 
 def test_notes_saved_in_one_track_are_found(tmp_path: Path) -> None:
@@ -238,8 +272,12 @@ def test_a_group_of_any_size_is_joined_at_bounded_cost() -> None:
     low = bytes(range(128))
     members = [(f"{i:05}", low) for i in range(3000)]
     other = ("99999", bytes(128))
-    pairs = set(duplicates._Compare().process((b"band", [other, *reversed(members)])))
-    assert pairs == {("00000", song_id) for song_id, _ in members[1:]}
+    groups = [(b"band", [other, *reversed(members)]), (b"another", members)]
+    with beam.Pipeline() as pipeline:
+        found = pipeline | beam.Create(groups) | beam.ParDo(duplicates._Compare()).with_outputs("crowded", main="pairs")
+        expected = {("00000", song_id) for song_id, _ in members[1:]}
+        assert_that(found.pairs | beam.Distinct(), equal_to(expected), label="pairs")
+        assert_that(found.crowded, equal_to(["00000", "00000"]), label="crowded")
 
 
 def test_a_group_is_joined_through_songs_between() -> None:

@@ -1,5 +1,7 @@
 """Training batches: the same from disk and from buckets, exactly resumable, every example once whatever the hosts."""
 
+import subprocess
+import sys
 import uuid
 
 import fsspec
@@ -127,6 +129,16 @@ def test_damage_is_found_with_an_index_too(tmp_path, suffix, change, message):
     with pytest.raises(UserError, match=message) as error:
         list(records.Split(tmp_path, "windows", "train", ("song_id",)))
     assert "\n" not in str(error.value)
+
+
+def test_files_still_open_at_exit_are_nobodys_concern(local):
+    code = (
+        "import sys; from subtractive_jax import storage; folder = storage.Folder(sys.argv[1])\n"
+        "folder.read_ranges([('metadata.json', 0, 1)]); sys.modules['held'] = folder; storage.os = None"
+    )
+    folder = records.dataset_dir(local, "windows")
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_file_that_vanishes_while_training(memory):

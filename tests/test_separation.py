@@ -90,9 +90,9 @@ def test_the_same_bytes_every_time_whatever_the_blocks(load):
 def test_the_unittest_model_is_the_same_in_every_process():
     samples = noise(1.0)
     first = separated(separation.separator(Tools(separator="demucs_unittest")), samples)
-    separation.separator.cache_clear()
     torch.manual_seed(5)
-    np.testing.assert_array_equal(separated(separation.separator(Tools(separator="demucs_unittest")), samples), first)
+    again = separation.separator.__wrapped__(Tools(separator="demucs_unittest"))
+    np.testing.assert_array_equal(separated(again, samples), first)
     assert np.abs(first[:3]).max() > 0.0
 
 

@@ -38,6 +38,14 @@ def test_every_audio_file_is_a_song(tmp_path):
     assert {song.kind for song in found} == {"songs"}
 
 
+@pytest.mark.parametrize(("count", "groups"), [(40, 1), (41, 41)])
+def test_a_large_folder_is_a_library_and_no_album(tmp_path, count, groups):
+    names_only(tmp_path, *(f"all/{index}.mp3" for index in range(count)), "all/0.wav", "all/album/a.mp3")
+    found = [song for song in songs.find(str(tmp_path)) if isinstance(song, Song)]
+    assert len(found) == count + 1
+    assert len({song.group_id for song in found}) == groups + 1
+
+
 @pytest.mark.parametrize(
     ("name", "title"),
     [

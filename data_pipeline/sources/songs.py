@@ -2,10 +2,12 @@
 
 Every wav, flac, mp3 and ogg file anywhere under the folder is a song, at any rate and with any number of channels. Its
 id is its path in the folder without the suffix; of two files with one id, such as `a.wav` and `a.mp3`, the first of
-wav, flac, ogg, mp3 counts. A subfolder is an album: its songs are one group. The title is the file's name without a
-track number. Files whose names begin with a dot are not songs.
+wav, flac, ogg, mp3 counts. A subfolder with up to 40 songs of its own is an album: its songs are one group. A larger
+one is a library: every song is a group. The title is the file's name without a track number. Files whose names begin
+with a dot are not songs.
 """
 
+import collections
 import copy
 import re
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from data_pipeline import decode, files, separation
 from data_pipeline.song import Recording, Rejected, Song, Tools
 
 _SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # what loses nothing comes first
+_LARGEST_ALBUM = 40  # songs
 _TRACK_NUMBER = re.compile(r"^\d{1,3}([-.]\d{1,3})?[\s._)-]+(?=\S)")
 
 
@@ -27,15 +30,21 @@ def find(folder: str) -> Iterator[Song | Rejected]:
         song_id, dot, suffix = path.rpartition(".")
         if dot + suffix.lower() in _SUFFIXES and not files.name(path).startswith("."):
             found.append((song_id, _SUFFIXES.index(dot + suffix.lower()), path))
+    albums = collections.Counter(_album(song_id) for song_id in {song_id for song_id, _, _ in found})
     taken = set()
     for song_id, _, path in sorted(found):
         if song_id in taken:
             yield Rejected(song_id, files.join(folder, path), "another file has the same name but for its suffix")
             continue
         taken.add(song_id)
-        album, _, name = song_id.rpartition("/")
-        title = " ".join(_TRACK_NUMBER.sub("", name).replace("_", " ").split())
-        yield Song(song_id, album or song_id, "songs", (("mix", files.join(folder, path)),), title=title)
+        album = _album(song_id)
+        group_id = album if album and albums[album] <= _LARGEST_ALBUM else song_id
+        title = " ".join(_TRACK_NUMBER.sub("", files.name(song_id)).replace("_", " ").split())
+        yield Song(song_id, group_id, "songs", (("mix", files.join(folder, path)),), title=title)
+
+
+def _album(song_id: str) -> str:
+    return song_id.rpartition("/")[0]
 
 
 def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
