@@ -77,7 +77,8 @@ def bucket_server():
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield "s3://bucket/some where"
+        bucket = f"bucket-{port}"  # what one server holds, the next of this process holds, too
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}/some where"
     s3fs.S3FileSystem.clear_instance_cache()
     thread.stop()

@@ -140,7 +140,7 @@ def test_another_take_that_does_not_fit_is_left_out(tmp_path, damage):
     folder = records.dataset_dir(tmp_path / "data", "windows")
     rejected = {json.loads(row)["song_id"] for row in (folder / "rejected.jsonl").read_text().splitlines()}
     assert rejected == ({"take 1"} if damage == "cut" else set())
-    assert "not mixed with another take" in (folder / "notes.jsonl").read_text()
+    assert ("not mixed with another take" in (folder / "notes.jsonl").read_text()) == (damage == "short")
     copies = records.read_metadata(str(tmp_path / "data"), "windows")["copies"]
     assert copies == {"of the song alone": 1 if damage == "cut" else 2}
 
@@ -302,7 +302,6 @@ def test_a_killed_build_leaves_nothing_that_looks_whole_and_can_be_run_again(tmp
 def test_in_a_bucket_from_songs_to_batches(tmp_path):
     """Sources, windows, model and latents on a real S3 server, and batches read from there."""
     write_song(tmp_path / "songs" / "Song [live] 1", 0)
-    write_song(tmp_path / "songs" / "Song 2", 1)
     config = config_for_tests()
     write_encoders(tmp_path / "model", config, config.max_text_tokens)
     with bucket_server() as url:
@@ -318,7 +317,7 @@ def test_in_a_bucket_from_songs_to_batches(tmp_path):
             pipeline.build_windows(config, data_dir, [f"stems:{files.join(url, 'songs')}"], [])
         windows, latents = examples(data_dir), examples(data_dir, "latents")
         assert len(windows) == len(latents) > 0
-        assert {example["song_id"] for example in latents} == {"Song [live] 1", "Song 2"}
+        assert {example["song_id"] for example in latents} == {"Song [live] 1"}
         split = records.Split(data_dir, "latents", "train")
         source = latent_stages.LatentSource(split, "stem_latent", tuple(config.data.stems), config.max_text_tokens)
         batch = source.batch(np.arange(2), [np.random.default_rng(0)] * 2)

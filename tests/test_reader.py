@@ -80,15 +80,15 @@ def test_a_bucket_gives_the_batches_of_a_folder(local, place, request):
 
 
 def test_a_bucket_that_is_not_there_or_not_readable(s3, monkeypatch):
-    with pytest.raises(UserError, match='no dataset "windows" .s3://bucket/nowhere/windows/1.0.0/metadata.json'):
-        records.Split("s3://bucket/nowhere", "windows", "train")
+    with pytest.raises(UserError, match='no dataset "windows" .s3://[^ ]*/nowhere/windows/1.0.0/metadata.json'):
+        records.Split(s3.replace("some where", "nowhere"), "windows", "train")
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(UserError, match="s3://bucket/.*not readable .*credentials"):
+    with pytest.raises(UserError, match="s3://.*not readable .*credentials"):
         records.Split(s3, "windows", "train")
     s3fs.S3FileSystem.clear_instance_cache()
 
