@@ -144,10 +144,7 @@ class WriteWindows(_WriteShards):
         separates: bool = False,
         language_model: dict[str, Any] | None = None,
     ):
-        """Args:
-        separates: some songs need a separator.
-        language_model: arguments of `llm.Writer`; None: templates write all instructions.
-        """
+        """`separates`: some songs need a separator; `language_model`: arguments of `llm.Writer`, or templates write."""
         super().__init__("windows", folder)
         self._separates = separates
         self._mel, self._data, self._tools = Mel.from_config(representation), data, tools
