@@ -217,7 +217,7 @@ def test_bad_files_are_refused(tmp_path, content, reason):
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path):
-    with pytest.raises(UserError, match="gone.mid: not readable"):
+    with pytest.raises(UserError, match="gone.mid: cannot be read"):
         load(tmp_path / "gone.mid")
 
 
