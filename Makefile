@@ -11,8 +11,6 @@ CODE := subtractive_jax data_pipeline configs launch
 INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check \
 	-c constraints-py$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 
-LONGEST := tests/test_training.py tests/test_chain.py  # begun first, a file a process
-
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
@@ -24,7 +22,7 @@ test: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy $(CODE)
-	$(PYTHON) -m pytest -m "not slow" -n 2 --dist=loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(PYTHON) -m pytest -m "not slow" -n 2 --dist=loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo
