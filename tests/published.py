@@ -45,10 +45,14 @@ def config(name: str = "riffusion") -> ConfigDict:
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Random parameters, the same whatever other tests drew before."""
     model.eval()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0.0, 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+            parameter.normal_(
+                0.0, 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5, generator=generator
+            )
     return model
 
 
