@@ -72,12 +72,8 @@ def _language_model(data_dir: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    from data_pipeline import (
-        dataset,
-        engine,
-        files,
-        pipeline,
-    )  # after the flags are known to be good: TensorFlow takes seconds
+    # After the flags are known to be good: TensorFlow takes seconds.
+    from data_pipeline import dataset, engine, files, pipeline
 
     engine.parse_options(_BEAM.value)
     data_dir, encoders = files.absolute(_DATA_DIR.value), _ENCODERS.value

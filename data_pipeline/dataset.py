@@ -103,6 +103,12 @@ def new_dataset(data_dir: str, name: str) -> Iterator[str]:
     files.move_folder(staging, final, last=_LAST)
 
 
+def write_rows(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, sorted, so that they do not tell who came first."""
+    lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    files.write_bytes(path, "".join(lines).encode())
+
+
 def finish(
     staging: str,
     name: str,
@@ -148,7 +154,6 @@ def finish(
             files.write_bytes(files.join(staging, written.name), written.read_bytes())
     for beside, rows in (("rejected.jsonl", rejected), ("notes.jsonl", notes)):
         if rows or files.is_local(staging):  # Beam cannot write an empty file to S3
-            lines = sorted(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-            files.write_bytes(files.join(staging, beside), "".join(lines).encode())
+            write_rows(files.join(staging, beside), rows)
     text = json.dumps({**metadata, **tables, "songs": songs}, indent=1, sort_keys=True) + "\n"
     files.write_bytes(files.join(staging, _LAST), text.encode())

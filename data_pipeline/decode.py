@@ -15,7 +15,7 @@ from data_pipeline import files
 from data_pipeline.song import Recording, Song, Tools
 from subtractive_jax.errors import UserError
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # what loses nothing comes first
 _BLOCK = 1 << 17  # samples of all channels together: they stay in a core's cache
 _POSSIBLE_RATES = (4_000, 768_000)  # Hz; anything else is a damaged header
 _USUAL_RATES = (16_000, 96_000)

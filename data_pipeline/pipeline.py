@@ -203,7 +203,7 @@ def _stop_if_mostly_refused(
     if used and total - used <= max_rejected * total:
         return
     path = files.join(data_dir, "rejected.jsonl")
-    files.write_bytes(path, "".join(json.dumps(item, sort_keys=True) + "\n" for item in rejected).encode())
+    dataset.write_rows(path, rejected)
     reasons = collections.Counter(item["reason"] for item in rejected).most_common(1)
     example = f" (most often: {reasons[0][0]})" if reasons else ""
     if not used:

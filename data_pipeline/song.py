@@ -21,7 +21,7 @@ class Song:
       files: (stem, path) in a fixed order; a stem may have several. The stem is `mix` for a song yet to be separated
         and `midi` for notes.
       tags: of `TAGS`.
-      title: what people call the song, where known: instructions may not say it, and no dataset holds it.
+      title: what people call the song, where known: instructions may not say it. (An id made of file names may.)
       caption: a person's description of the full mix; empty where there is none.
       split: `train`, `validation` or `test` where the collection fixes it; otherwise empty.
     """

@@ -209,7 +209,7 @@ def triples(
         block = np.stack(list(window.stems.values()))
         mixed = block.sum(axis=0)
         taken = {name: _weights(list(window.stems), stem_set(name)) for name in missing if name in song.sets}
-        parts = {name: weights @ block for name, weights in taken.items()}
+        parts = {name: _sum(block, weights) for name, weights in taken.items()}
         # An augmented window may be louder than all of its song.
         loudest = max(
             song.peak, _peak((mixed, *(x for part in (*block, *parts.values()) for x in (part, mixed - part))))
@@ -222,9 +222,8 @@ def triples(
             stem_weights = np.zeros_like(window.weights)
             stem_weights[taken_rows] = window.weights[taken_rows]
             context_weights = window.weights - stem_weights
-            if not (
-                is_heard(stem, stem_weights, softest_db) and is_heard((1.0 - taken[name]) @ block, context_weights)
-            ):
+            context = _sum(block, 1.0 - taken[name])
+            if not (is_heard(stem, stem_weights, softest_db) and is_heard(context, context_weights)):
                 continue
             stem_integers = integers[taken[name] > 0].sum(axis=0, dtype=np.int16)
             gain = song.loudness_gain(context_weights, loudness_lufs) * _FULL_SCALE / scale

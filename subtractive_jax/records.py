@@ -193,12 +193,6 @@ def read_records(file: BinaryIO, path: str) -> Iterator[bytes]:
         offset += length + _FRAMING
 
 
-def read_tfrecord(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """`read_records` of a local file."""
-    with open(path, "rb") as file:
-        yield from read_records(file, os.fspath(path))
-
-
 def _decode_list(kind: int, data: memoryview) -> list[memoryview] | np.ndarray:
     if kind == 1:  # BytesList
         return [value for _, _, value in protobuf.fields(data)]

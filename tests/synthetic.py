@@ -46,6 +46,12 @@ def encode_example(features: dict[str, list[bytes] | list[int] | list[float]]) -
     return _message(1, b"".join(entries))
 
 
+def read_payloads(path: Path) -> list[bytes]:
+    """All payloads of a TFRecord file."""
+    with open(path, "rb") as file:
+        return list(records.read_records(file, str(path)))
+
+
 def _encode(schema: dict[str, records.Feature], example: dict[str, Any]) -> bytes:
     def values(feature: records.Feature, value: Any) -> list:
         if feature.kind == "texts":

@@ -28,7 +28,7 @@ def local(tmp_path_factory: pytest.TempPathFactory):
 def write_indexes(data_dir):
     """Writes every shard of `windows` again, with its index file."""
     for path in records.dataset_dir(data_dir, "windows").glob("*.tfrecord-*-of-?????"):
-        payloads = list(records.read_tfrecord(path))
+        payloads = synthetic.read_payloads(path)
         with open(path, "wb") as file:
             index = records.write_records(file, payloads)
         path.with_name(path.name + records.INDEX_SUFFIX).write_bytes(index)

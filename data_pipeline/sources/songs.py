@@ -18,7 +18,6 @@ import soxr
 from data_pipeline import decode, files, separation
 from data_pipeline.song import Recording, Rejected, Song, Tools
 
-_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # what loses nothing comes first
 _LARGEST_ALBUM = 40  # songs
 _TRACK_NUMBER = re.compile(r"^\d{1,3}([-.]\d{1,3})?[\s._)-]+(?=\S)")
 
@@ -28,8 +27,8 @@ def find(folder: str) -> Iterator[Song | Rejected]:
     found = []
     for path in files.list_files(folder):
         song_id, dot, suffix = path.rpartition(".")
-        if dot + suffix.lower() in _SUFFIXES and not files.name(path).startswith("."):
-            found.append((song_id, _SUFFIXES.index(dot + suffix.lower()), path))
+        if dot + suffix.lower() in decode.SUFFIXES and not files.name(path).startswith("."):
+            found.append((song_id, decode.SUFFIXES.index(dot + suffix.lower()), path))
     albums = collections.Counter(_album(song_id) for song_id in {song_id for song_id, _, _ in found})
     taken = set()
     for song_id, _, path in sorted(found):
