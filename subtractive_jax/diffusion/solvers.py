@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtractive_jax.diffusion import objective
-from subtractive_jax.diffusion.schedule import Array, alphas_cumprod
+from subtractive_jax.diffusion.schedule import CLEAN, Array, rates
 from subtractive_jax.errors import UserError, unknown_name
 
 SPACINGS = ("leading", "trailing", "linspace")
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-_SMALLEST_ABAR = 2.0**-24  # diffusers' stand-in for a terminal SNR of zero, whose logarithm DPM-Solver++ takes
+_SMALLEST_SIGNAL = 2.0**-12  # diffusers' stand-in for a terminal SNR of zero, whose logarithm DPM-Solver++ takes
 
 
 class Plan(NamedTuple):
@@ -88,8 +88,8 @@ def plan(schedule: Any, solver: str, steps: int, begin: int = 0) -> Plan:
         raise UserError(
             f'{steps} sampling steps do not fit into {count} timesteps of spacing "{spacing}": choose fewer'
         )
-    abar = alphas_cumprod(schedule)
-    levels = np.append(abar[timesteps], 1.0 if schedule.set_alpha_to_one else abar[0])
+    at = rates(schedule)
+    levels = np.concatenate([at[timesteps], [CLEAN if schedule.set_alpha_to_one else at[0]]])
     return SOLVERS[solver](timesteps[begin:], levels[begin:], schedule.prediction_type)
 
 
@@ -113,13 +113,12 @@ def _table(timesteps: np.ndarray, read: Any, keep: np.ndarray, weights: np.ndarr
 
 
 def _transfer(levels: np.ndarray, prediction_type: str) -> np.ndarray:
-    """DDIM's factors of sample and output from each of `levels` [rungs + 1] to the next, [rungs, 2]."""
-    into = np.stack([np.sqrt(levels[1:]), np.sqrt(1.0 - levels[1:])], axis=-1)
-    return np.einsum("ti,tij->tj", into, objective.reading(prediction_type, levels[:-1]))
+    """DDIM's factors of sample and output from each of `levels` [rungs + 1, 2] to the next, [rungs, 2]."""
+    return np.einsum("ti,tij->tj", levels[1:], objective.reading(prediction_type, levels[:-1]))
 
 
 def _ddim(timesteps: np.ndarray, levels: np.ndarray, prediction_type: str) -> Plan:
-    """DDIM with eta = 0 (Song et al. 2021, eq. 12)."""
+    """DDIM with eta = 0 (Song et al. 2021, eq. 12); for rectified flow the Euler step, x + (s' - s) output."""
     transfer = _transfer(levels, prediction_type)
     return _table(timesteps, (0.0, 1.0), transfer[:, 0], transfer[:, 1:])
 
@@ -129,7 +128,8 @@ def _pndm(timesteps: np.ndarray, levels: np.ndarray, prediction_type: str) -> Pl
 
     As Stable Diffusion uses it (diffusers' `skip_prk_steps`): a second call where the first step arrived takes that
     step again with the mean of both outputs, and is then forgotten. With v-prediction it is v that is averaged, as in
-    diffusers; since v turns from step to step, that is of first order only, and DPM-Solver++ is the better choice.
+    diffusers; since v turns from step to step, that is of first order only, and DPM-Solver++ is the better choice. With
+    rectified flow it is Adams-Bashforth proper.
     """
     if len(timesteps) == 1:
         return _ddim(timesteps, levels, prediction_type)
@@ -148,8 +148,8 @@ def _dpmsolver_pp(timesteps: np.ndarray, levels: np.ndarray, prediction_type: st
 
     The first step and the last, which ends at clean data whatever `set_alpha_to_one` says, are of first order.
     """
-    levels = np.append(np.maximum(levels[:-1], _SMALLEST_ABAR), 1.0)
-    signal, noise = np.sqrt(levels), np.sqrt(1.0 - levels)
+    levels = np.concatenate([np.maximum(levels[:-1], (_SMALLEST_SIGNAL, 0.0)), [CLEAN]])
+    signal, noise = levels.T
     toward = signal[1:] - noise[1:] * signal[:-1] / noise[:-1]
     gaps = np.diff(np.log(signal[:-1] / noise[:-1]))  # of lambda, half the log of the signal-to-noise ratio
     beyond = np.zeros(len(timesteps))

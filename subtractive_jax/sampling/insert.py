@@ -218,8 +218,8 @@ class _Sampler:
         shape = (context.shape[1], windows.total, context.shape[3])
         x = jax.random.normal(rng.stream(self.seed, "sampling"), shape)
         if self.strength is not None:
-            abar = schedule.alphas_cumprod(config.schedule)
-            x = schedule.add_noise(windows.blend(context * scale, _TIME_AXIS), x, plan.timesteps[0], abar)
+            rates = schedule.rates(config.schedule)
+            x = schedule.add_noise(windows.blend(context * scale, _TIME_AXIS), x, plan.timesteps[0], rates)
 
         state = solvers.start(plan, x)
         for call, t in enumerate(plan.timesteps):

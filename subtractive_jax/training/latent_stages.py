@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 
 from subtractive_jax import fingerprint, parts, records
-from subtractive_jax.diffusion import objective, schedule
+from subtractive_jax.diffusion import objective, schedule, timesteps
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models import autoencoder, unet
 from subtractive_jax.models.network import Params
-from subtractive_jax.training.stage import Stage, example_keys, example_noise
+from subtractive_jax.training.stage import Stage, Task, example_keys, example_noise
 from subtractive_jax.training.train_step import Batch, Figures, LossFn
 
 TARGETS = ("stem", "mix")
@@ -148,17 +148,35 @@ def starting_point(
     )
 
 
+def null_text_states(config: ml_collections.ConfigDict, metadata: dict[str, Any]) -> np.ndarray:
+    """What stands for no text, [L, D] float16: the states of the empty text that the dataset has, or zeros."""
+    states = np.asarray(metadata["null_text_states"], np.float16)
+    return np.zeros_like(states) if config.null_text == "zeros" else states
+
+
 def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: str) -> LossFn:
     """The denoising loss of `part`: mean squared error of the prediction type's target.
 
+    In training the loss is weighted by `config.loss.min_snr_gamma` and its timesteps are drawn from
+    `config.loss.timesteps`; the figures for the quarters of the schedule are never weighted. In evaluation nothing is,
+    and timesteps, noise and posterior are fixed for each row, evenly over the schedule, so that validation losses of
+    runs that differ in `config.loss` can be compared.
+
     Args:
-      config: with its scales.
+      config: empty scales leave latents as they are.
       null_states: text states [L, D] that stand for no text.
+
+    Raises:
+      UserError: a negative `min_snr_gamma`, or an impossible `config.schedule`.
     """
-    network = parts.network(part, config)
-    abar = schedule.alphas_cumprod(config.schedule)
+    network = parts.network(part, config, config.remat)
+    rates = schedule.rates(config.schedule)
+    weights = np.ones(len(rates))
+    if config.loss.min_snr_gamma:
+        weights = objective.min_snr_weights(config.schedule.prediction_type, rates, config.loss.min_snr_gamma)
     shift, scale, context_scale = (
-        np.asarray(config[name], np.float32) for name in ("latent_shift", "latent_scale", "context_scale")
+        np.asarray(config[name] or neutral, np.float32)
+        for name, neutral in (("latent_shift", 0.0), ("latent_scale", 1.0), ("context_scale", 1.0))
     )
     null_text, null_mask = pad_texts([null_states], config.max_text_tokens)
     dropout = config.dropout
@@ -167,18 +185,18 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
         def keys(name: str) -> jax.Array:
             return example_keys(config.seed, name, step, batch["row"])
 
-        def uniform(name: str) -> jax.Array:
-            return jax.vmap(jax.random.uniform)(keys(name))
-
         moments = batch["target"].astype(jnp.float32)
         shape = autoencoder.mode(moments).shape[1:]
         latent = autoencoder.sample_posterior(moments, example_noise(keys("posterior"), shape))
         latent = (latent - shift) * scale
         noise = example_noise(keys("noise"), shape)
-        timestep = jnp.int32(uniform("timestep") * len(abar))
-        inputs = schedule.add_noise(latent, noise, timestep, abar)
+        if train:
+            timestep = timesteps.draw(config.loss.timesteps, keys("timestep"), len(rates))
+            draw = jax.vmap(jax.random.uniform)(keys("dropout"))
+        else:
+            timestep, draw = timesteps.spread(batch["row"], len(rates)), jnp.ones(len(latent))
+        inputs = schedule.add_noise(latent, noise, timestep, rates)
 
-        draw = uniform("dropout") if train else jnp.ones(len(latent))
         # One draw decides: [0, both) drops both, then text alone, then context alone. Without a context, dropping both
         # is dropping the text.
         drop_text = draw < dropout.both + dropout.text
@@ -191,26 +209,30 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
             inputs = jnp.concatenate([inputs, context], axis=-1)
 
         output = network.apply(params[part], inputs, timestep, states, mask, batch.get("stem"))
-        target = objective.target(config.schedule.prediction_type, latent, noise, timestep, abar)
+        target = objective.target(config.schedule.prediction_type, latent, noise, timestep, rates)
         error = jnp.square(output - target).mean(axis=(1, 2, 3))
-        bucket = timestep * _TIMESTEP_BUCKETS // len(abar)
-        return error, {
+        bucket = timestep * _TIMESTEP_BUCKETS // len(rates)
+        weighted = jnp.asarray(weights, jnp.float32)[timestep] * error if train else error
+        return weighted, {
             f"loss_quarter_{i + 1}": (error, (bucket == i).astype(jnp.float32)) for i in range(_TIMESTEP_BUCKETS)
         }
 
     return loss
 
 
-def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
-    """The stage `base` or `subtractive`. `config` has its scales.
+def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = None) -> Task:
+    """What the stage `base` or `subtractive` learns.
+
+    Args:
+      config: empty scales leave latents as they are.
+      null_states: text states [L, D] that stand for no text; None: one of zeros.
 
     Raises:
-      UserError: unknown target, or a dataset with other stems.
+      UserError: unknown target, or see `make_loss`.
     """
     if config.target not in TARGETS:
         raise unknown_name("target", config.target, TARGETS)
-    subtractive = config.stage == "subtractive"
-    part = "denoiser" if subtractive else "base_denoiser"
+    part = "denoiser" if config.stage == "subtractive" else "base_denoiser"
     network = parts.network(part, config)
 
     def init_params(key: jax.Array, start: Params) -> Params:
@@ -224,6 +246,32 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
         )
         return {part: tokens | unet.widen_input(pretrained, shapes["conv_in"]["kernel"].shape[2])}
 
+    stride = 2 ** (len(config.autoencoder.block_out_channels) - 1)
+    image = config.representation.n_mels, config.representation.window_frames
+    moments = jax.ShapeDtypeStruct(
+        (*(size // stride for size in image), 2 * config.autoencoder.latent_channels), np.float16
+    )
+    text = config.max_text_tokens, config.denoiser.condition_dim or config.denoiser.cross_attention_dim
+    example = dict(
+        target=moments,
+        text_states=jax.ShapeDtypeStruct(text, np.float16),
+        text_mask=jax.ShapeDtypeStruct(text[:1], np.bool_),
+    )
+    if part == "denoiser":
+        example |= dict(context=moments, stem=jax.ShapeDtypeStruct((), np.int32))
+    if null_states is None:
+        null_states = np.zeros((1, text[1]), np.float16)
+    return Task(part, init_params, make_loss(config, null_states, part), example)
+
+
+def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
+    """The stage `base` or `subtractive`. `config` has its scales.
+
+    Raises:
+      UserError: a dataset with other stems, or see `task`.
+    """
+    learnt = task(config, null_text_states(config, records.read_metadata(data_dir, "latents")))
+    subtractive = config.stage == "subtractive"
     target_key = f"{config.target}_latent" if subtractive else "mix_latent"
     keys = (
         ("context_latent", "instruction_states", "instruction_lengths", "stem_name")
@@ -233,7 +281,4 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
     splits = [records.Split(data_dir, "latents", split, {target_key, *keys}) for split in ("train", "validation")]
     stems = tuple(config.data.stems) if subtractive else ()
     sources = (LatentSource(split, target_key, stems, config.max_text_tokens) for split in splits)
-    null_states = np.asarray(splits[0].metadata["null_text_states"], np.float16)
-    if config.null_text == "zeros":
-        null_states = np.zeros_like(null_states)
-    return Stage(part, init_params, make_loss(config, null_states, part), *sources)
+    return Stage(learnt, *sources)

@@ -4,14 +4,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subtractive_jax.diffusion import objective, schedule, solvers
+from subtractive_jax.diffusion import schedule, solvers
+from subtractive_jax.errors import UserError
 from subtractive_jax.weights.published import Fields, Published
 
 FILE = "scheduler/scheduler_config.json"
 _CLASSES = {"ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "dpmsolver++": "DPMSolverMultistepScheduler"}
 _KNOWN = {
     "beta_schedule": schedule.BETA_SCHEDULES,
-    "prediction_type": objective.PREDICTION_TYPES,
+    "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": solvers.SPACINGS,
 }
 # What the published classes do where a file says nothing.
@@ -49,6 +50,8 @@ def read(source: Published, config: ConfigDict) -> tuple[dict[str, Any], str]:
     content = source.config(FILE)
     if content is None:
         return config.schedule.to_dict(), config.sampling.solver
+    if str(content.get("_class_name")).startswith("FlowMatch"):
+        source.note(FILE, f"{content['_class_name']}: published models of rectified flow are not read")
     solver = next((solver for solver, name in _CLASSES.items() if name == content.get("_class_name")), None)
     # As `StableDiffusionPipeline` does: a file without `steps_offset` means 1, and samples are never clipped.
     content = {"steps_offset": 1, **_DEFAULTS[solver], **content, "clip_sample": False}
@@ -80,7 +83,16 @@ def read(source: Published, config: ConfigDict) -> tuple[dict[str, Any], str]:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """`scheduler_config.json` of the scheduler that takes our solver's steps."""
+    """`scheduler_config.json` of the scheduler that takes our solver's steps.
+
+    Raises:
+      UserError: the model predicts flow, for whose timesteps diffusers counts from 1.
+    """
+    if config.schedule.prediction_type == schedule.FLOW:
+        raise UserError(
+            f'no scheduler of diffusers takes the steps of schedule.prediction_type="{schedule.FLOW}" at the timesteps '
+            "the model knows: ship the model folder itself"
+        )
     solver = config.sampling.solver
     content = {"_class_name": _CLASSES[solver], **config.schedule.to_dict(), **_FIXED[solver], "trained_betas": None}
     if solver == "dpmsolver++":
