@@ -1,12 +1,16 @@
-"""Spectral losses between waveforms.
+"""Spectral losses between waveforms, and adversarial losses.
 
 Multi-resolution STFT loss: Parallel WaveGAN (Yamamoto et al. 2020, arXiv:1910.11480), section 3.2, with its settings.
 Mel loss: HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), equation 5.
 """
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from subtractive_jax.models.network import Params
 from subtractive_jax.representation.mel import Mel
 from subtractive_jax.representation.stft import frame, hann
 
@@ -49,3 +53,61 @@ def spectral(mel: Mel, audio: jax.Array, target: jax.Array) -> tuple[jax.Array, 
     weight = jnp.ones_like(mel_l1)
     terms = dict(mel_l1=mel_l1, spectral_convergence=convergence, log_stft_l1=log_l1)
     return mel_l1 + convergence + log_l1, {name: (term, weight) for name, term in terms.items()}
+
+
+class Game(NamedTuple):
+    """Losses of both players, for scores of any shape; both fall as a player wins.
+
+    Attributes:
+      discriminator: of the scores of real and of generated examples.
+      generator: of the scores of generated examples.
+    """
+
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+    generator: Callable[[jax.Array], jax.Array]
+
+
+LEAST_SQUARES = Game(  # Mao et al. 2017; HiFi-GAN, equations 1 and 2
+    lambda real, generated: jnp.square(1.0 - real) + jnp.square(generated),
+    lambda generated: jnp.square(1.0 - generated),
+)
+HINGE = Game(  # Lim and Ye 2017, halved as in VQGAN (Esser et al. 2021) and latent diffusion
+    lambda real, generated: (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + generated)) / 2.0,
+    lambda generated: -generated,
+)
+
+
+def adversarial(
+    game: Game,
+    discriminate: Callable[[Params, jax.Array], Sequence[Sequence[jax.Array]]],
+    params: Params,
+    generated: jax.Array,
+    real: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The generator's and the discriminators' adversarial losses and feature matching, each [B].
+
+    Means over positions, sums over discriminators and, for feature matching (HiFi-GAN, equation 4), over their layers.
+    The first and the last depend on what made `generated` and on no parameter here, the second only on `params`: so
+    the gradient of their sum gives each player its own.
+
+    Args:
+      discriminate: see `discriminators`.
+      params: the discriminators'.
+      generated: what was generated, [B, ...].
+      real: what it should have been, [B, ...].
+    """
+
+    def per_example(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32).reshape(x.shape[0], -1).mean(axis=1)
+
+    of_real = discriminate(params, real)
+    # XLA computes the forward pass that the next two share once.
+    of_generated = discriminate(params, jax.lax.stop_gradient(generated))
+    for_generator = discriminate(jax.lax.stop_gradient(params), generated)
+    generator = discriminator = features = jnp.zeros(real.shape[0])
+    for true, false, own in zip(of_real, of_generated, for_generator, strict=True):
+        generator += per_example(game.generator(own[-1].astype(jnp.float32)))
+        discriminator += per_example(game.discriminator(*(x[-1].astype(jnp.float32) for x in (true, false))))
+        for there, here in zip(true, own, strict=True):
+            features += per_example(jnp.abs(here - jax.lax.stop_gradient(there)))
+    return generator, discriminator, features
