@@ -14,11 +14,14 @@ TEXT_ENCODERS = ("t5", "clip_text_model")
 PARTS = ("text_encoder", "autoencoder", "vocoder", "base_denoiser", "denoiser")
 
 
-def network(part: str, config: Any) -> Network:
+def network(part: str, config: Any, remat: str = "none") -> Network:
     """The network of `part`.
 
     Both denoisers write latents; `denoiser` reads the context's latents too, and a stem if the config has stem tokens;
     `base_denoiser` reads neither.
+
+    Args:
+      remat: what of a denoiser is computed again for the gradient, see `unet.REMAT`.
 
     Raises:
       UserError: an unknown part, or a config its network refuses.
@@ -35,10 +38,10 @@ def network(part: str, config: Any) -> Network:
                 raise unknown_name("vocoder.model_type with parameters", config.vocoder.model_type, ("hifigan",))
             return hifigan.generator(config.vocoder, dtype)
         case "base_denoiser":
-            return unet.denoiser(config.denoiser, latent, latent, 0, dtype)
+            return unet.denoiser(config.denoiser, latent, latent, 0, dtype, remat)
         case "denoiser":
             num_stems = len(config.data.stems) if config.stem_tokens else 0
-            return unet.denoiser(config.denoiser, 2 * latent, latent, num_stems, dtype)
+            return unet.denoiser(config.denoiser, 2 * latent, latent, num_stems, dtype, remat)
     raise unknown_name("part", part, PARTS)
 
 

@@ -8,7 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+RESIDUALS = "attention"  # what policies of rematerialisation call the output and the number a query
 _MAX_SCORES = 2**21  # of a block of queries: 8 MB of float32
 
 
@@ -22,7 +24,9 @@ def attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention of q [B, N, heads, D] over k and v [B, M, heads, D]: [B, N, heads, D]."""
     batch, length = q.shape[:2]
     size = _query_block(batch, length, k.shape[1])
-    return _blocked_attention(q, k, v, size) if size else jax.nn.dot_product_attention(q, k, v)
+    return (
+        _blocked_attention(q, k, v, size) if size else checkpoint_name(jax.nn.dot_product_attention(q, k, v), RESIDUALS)
+    )
 
 
 def _to_blocks(x: jax.Array, size: int) -> jax.Array:
@@ -61,7 +65,7 @@ def _blocked_attention_forward(
 
     keys, values = k.transpose(2, 0, 3, 1) * k.shape[-1] ** -0.5, v.transpose(2, 0, 1, 3)
     output, log_total = jax.lax.map(one_head, (_to_blocks(q, size), keys, values))
-    output = _from_blocks(output)
+    output, log_total = (checkpoint_name(x, RESIDUALS) for x in (_from_blocks(output), log_total))
     return output, (q, k, v, output, log_total)
 
 

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from subtractive_jax.errors import UserError
-from subtractive_jax.models.cached_attention import attend_in_blocks
+from subtractive_jax.models.fused_attention import attend
 from subtractive_jax.models.network import normal
 
+CONVOLUTION = "convolution"  # what policies of rematerialisation call the output of a `Conv`
 _Padding = tuple[tuple[int, int], ...]
 _MAX_POSITIONS = 32_768  # outputs that XLA's CPU convolution sums over before it falls out of the cache
 
@@ -98,7 +100,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.stride, self.dilation, self.padding)
-        return y + self.bias[...].astype(self.dtype)
+        return checkpoint_name(y + self.bias[...].astype(self.dtype), CONVOLUTION)
 
 
 class ConvTranspose1d(nnx.Module):
@@ -200,11 +202,7 @@ class Attention(nnx.Module):
         q, k, v = (
             y.reshape(*y.shape[:-1], self.num_heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        if mask is None:
-            y = jax.lax.platform_dependent(q, k, v, cpu=attend_in_blocks, default=jax.nn.dot_product_attention)
-        else:
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
-        return self.to_out[0](y.reshape(x.shape))
+        return self.to_out[0](attend(q, k, v, mask).reshape(x.shape))
 
 
 class ResnetBlock2D(nnx.Module):

@@ -7,6 +7,7 @@ states and the cross-attention, and, ours, a learned token per stem, appended to
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.models.cached_attention import RESIDUALS
 from subtractive_jax.models.layers import (
+    CONVOLUTION,
     Attention,
     Conv,
     Downsample2D,
@@ -26,6 +29,17 @@ from subtractive_jax.models.layers import (
 )
 from subtractive_jax.models.network import Network, Params, normal
 
+_Policy = Callable[..., bool]
+_save_names = jax.checkpoint_policies.save_only_these_names
+# What the forward pass keeps for the gradient, from most memory to least; the rest is computed again.
+REMAT: dict[str, _Policy | None] = {
+    "none": None,  # everything
+    "products": jax.checkpoint_policies.save_from_both_policies(  # what matrix products, convolutions, attention give
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _save_names(CONVOLUTION, RESIDUALS)
+    ),
+    "attention": _save_names(RESIDUALS),  # what layers read, and what attention gives
+    "layers": jax.checkpoint_policies.nothing_saveable,  # what layers read: about a third more arithmetic
+}
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name: has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _TRANSFORMER_NORM_EPSILON = 1e-6
@@ -131,6 +145,9 @@ class _Block(nnx.Module):
         x = self.resnets[i](x, time)
         return self.attentions[i](x, text_states, text_mask) if self.attentions else x
 
+    def layer_with_skip(self, i: int, x: jax.Array, skip: jax.Array, *args: jax.Array) -> jax.Array:
+        return self.layer(i, jnp.concatenate([x, skip], axis=-1), *args)
+
 
 class _ConditionAdapter(nnx.Module):
     """Auffusion's `ConditionAdapter`: states of any text encoder to what the cross-attention reads.
@@ -152,7 +169,14 @@ class UNet2DConditionModel(nnx.Module):
     """See `denoiser`."""
 
     def __init__(
-        self, config: Any, in_channels: int, out_channels: int, num_stems: int, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: Any,
+        in_channels: int,
+        out_channels: int,
+        num_stems: int,
+        dtype: DTypeLike,
+        remat: str,
+        rngs: nnx.Rngs,
     ):
         widths = tuple(config.block_out_channels)
         num_blocks = len(widths)
@@ -216,13 +240,17 @@ class UNet2DConditionModel(nnx.Module):
 
         self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps, dtype=dtype)
         self.conv_out = conv(widths[0], out_channels)
-        self.has_adapter, self.num_stems = bool(config.condition_dim), num_stems
+        self.has_adapter, self.num_stems, self.remat = bool(config.condition_dim), num_stems, remat
         self.time_proj = functools.partial(
             timestep_embedding,
             features=widths[0],
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
+
+    def _run(self, layer: Callable[..., jax.Array], *args: Any) -> jax.Array:
+        policy = REMAT[self.remat]
+        return (jax.checkpoint(layer, policy=policy) if policy else layer)(*args)
 
     def __call__(
         self,
@@ -244,22 +272,25 @@ class UNet2DConditionModel(nnx.Module):
         skips = [x]
         for block in self.down_blocks:
             for i in range(len(block.resnets)):
-                x = block.layer(i, x, time, text_states, text_mask)
+                x = self._run(functools.partial(block.layer, i), x, time, text_states, text_mask)
                 skips.append(x)
             for downsample in getattr(block, "downsamplers", ()):
                 x = downsample(x)
                 skips.append(x)
 
-        x = self.mid_block.layer(0, x, time, text_states, text_mask)
-        x = self.mid_block.resnets[1](x, time)
+        x = self._run(functools.partial(self.mid_block.layer, 0), x, time, text_states, text_mask)
+        x = self._run(self.mid_block.resnets[1], x, time)
 
         for block in self.up_blocks:
             for i in range(len(block.resnets)):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block.layer(i, x, time, text_states, text_mask)
+                layer = functools.partial(block.layer_with_skip, i)
+                x = self._run(layer, x, skips.pop(), time, text_states, text_mask)
             for upsample in getattr(block, "upsamplers", ()):
-                x = upsample(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+                x = self._run(upsample, x)
+        return self._run(self._output, x).astype(jnp.float32)
+
+    def _output(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
 def _known_blocks(names: Any, known: dict[str, bool], num_blocks: int) -> tuple[bool, ...]:
@@ -272,7 +303,12 @@ def _known_blocks(names: Any, known: dict[str, bool], num_blocks: int) -> tuple[
 
 
 def denoiser(
-    config: Any, in_channels: int, out_channels: int, num_stems: int = 0, dtype: DTypeLike = jnp.float32
+    config: Any,
+    in_channels: int,
+    out_channels: int,
+    num_stems: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
 ) -> Network:
     """The UNet: `apply(params, x, timestep, text_states, text_mask, stem=None) -> [B, F, T, out_channels]` float32.
 
@@ -288,11 +324,14 @@ def denoiser(
         reads; 0: no adapter.
       num_stems: rows of `stem_embedding`; 0: the published parameters only.
       dtype: what the layers compute in.
+      remat: a name in `REMAT`; it changes what a gradient costs, not what it is.
 
     Raises:
-      UserError: unknown block types, or widths that heads or groups do not divide.
+      UserError: an unknown `remat`, unknown block types, or widths that heads or groups do not divide.
     """
-    return Network(lambda rngs: UNet2DConditionModel(config, in_channels, out_channels, num_stems, dtype, rngs))
+    if remat not in REMAT:
+        raise unknown_name("remat", remat, REMAT)
+    return Network(lambda rngs: UNet2DConditionModel(config, in_channels, out_channels, num_stems, dtype, remat, rngs))
 
 
 def condition_adapter(config: Any) -> Network:
