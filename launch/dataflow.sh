@@ -22,14 +22,14 @@
 set -euo pipefail
 source "$(dirname "$0")/engine.sh"
 
-parse_arguments "project region temp_location staging_location sdk_container_image worker_machine_type disk_size_gb \
-max_num_workers accelerator" "$@"
+parse_build_arguments "project region temp_location staging_location sdk_container_image worker_machine_type \
+disk_size_gb max_num_workers accelerator" "$@"
 require project region temp_location sdk_container_image
 for name in temp_location staging_location; do check $name 'gs://[^/]+.*' "gs://BUCKET/FOLDER"; done
 for name in disk_size_gb max_num_workers; do check $name '[1-9][0-9]*' "a whole number above 0"; done
 check accelerator '[a-z0-9-]+:[1-9][0-9]*' "TYPE:COUNT, such as nvidia-l4:1"
-check_build data_dir 'gs://[^/]+.*' "gs://BUCKET/FOLDER"
-check_build source '[a-z0-9]+:(gs|s3)://[^/]+.*' "KIND:gs://BUCKET/FOLDER"
+check_argument data_dir 'gs://[^/]+.*' "gs://BUCKET/FOLDER: workers do not see this disk"
+check_argument source '[a-z0-9]+:(gs|s3)://[^/]+.*' "KIND:gs://BUCKET/FOLDER: workers do not see this disk"
 [[ -z ${given[accelerator]-} ]] || require worker_machine_type
 
 : "${given[worker_machine_type]:=e2-standard-4}" "${given[disk_size_gb]:=64}"

@@ -22,8 +22,8 @@
 set -euo pipefail
 source "$(dirname "$0")/engine.sh"
 
-parse_arguments "flink_master job_endpoint flink_version flink_job_server_jar environment_type environment_config \
-parallelism sdk_worker_parallelism" "$@"
+parse_build_arguments "flink_master job_endpoint flink_version flink_job_server_jar environment_type \
+environment_config parallelism sdk_worker_parallelism" "$@"
 check flink_master '(https?://)?[^/:]+:[0-9]+' "HOST:PORT"
 check parallelism '[1-9][0-9]*' "a whole number above 0"
 run_on_cluster FlinkRunner flink_master

@@ -20,7 +20,7 @@
 set -euo pipefail
 source "$(dirname "$0")/engine.sh"
 
-parse_arguments "spark_master_url job_endpoint spark_job_server_jar environment_type environment_config \
+parse_build_arguments "spark_master_url job_endpoint spark_job_server_jar environment_type environment_config \
 sdk_worker_parallelism" "$@"
 check spark_master_url 'spark://[^/]+:[0-9]+' "spark://HOST:PORT"
 run_on_cluster SparkRunner spark_master_url
