@@ -8,6 +8,12 @@ Stages, in order (each names its parent model with `--config.init_from`):
   python -m launch.train --config=configs/tiny.py:base         ...
   python -m launch.train --config=configs/tiny.py              ...   # subtractive
 
+Adversarial training of the vocoder comes last, as a run that goes on from the spectral one with fresh discriminators
+(no other part changes with it; an autoencoder's latents do, so its own comes before the latents are made):
+
+  python -m launch.train --config=configs/tiny.py:vocoder      ...   --config.init_from=RUN
+      --config.adversarial.weight=0.022 --config.train.learning_rate=2e-4 --config.train.betas="(0.8, 0.99)"
+
 Hours and expected results of the shipped run: subtractive_jax/shipped/tiny/MODEL_CARD.md.
 """
 
@@ -131,7 +137,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            prediction_type="v_prediction",
+            prediction_type="v_prediction",  # epsilon, v_prediction, or flow_prediction (rectified flow)
             timestep_spacing="trailing",
             steps_offset=0,
             set_alpha_to_one=True,
@@ -144,8 +150,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     config.context_scale = ()
     config.target = "stem"  # stem: write the stem alone; mix: write the full mix, as the paper does
 
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1))  # -1: all remaining devices
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all remaining devices
     config.compute_dtype = "float32"  # bfloat16 on accelerators; parameters are float32 always
+    config.remat = "none"  # what of a denoiser is computed again for the gradient, see REMAT in models/unet.py
 
     config.train = ConfigDict(
         dict(
@@ -157,16 +164,30 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             betas=(0.9, 0.99),
             weight_decay=0.01,
             clip_norm=1.0,
+            accumulation_steps=1,  # parts that a batch is computed in, one after the other
             only=(),  # prefixes of the parameters to train, such as condition_adapter; empty: all
+            lora=dict(  # low-rank adapters, trained in the place of all parameters
+                rank=0,  # 0: none
+                alpha=16.0,  # adapters count alpha / rank times
+                layers=("to_q", "to_k", "to_v", "to_out/0"),  # what they are added to
+            ),
             ema_decay=0.999,
             log_every=50,
-            eval_every=1_000,  # of the EMA parameters; fixed examples, timesteps and noise
+            eval_every=1_000,  # of parameters and EMA; fixed examples, timesteps and noise
             eval_examples=256,  # at most, evenly spaced over the validation split
+            preview_examples=2,  # of the validation split, that each evaluation samples into RUN/samples
             checkpoint_every=500,
-            keep_checkpoints=2,
+            keep_checkpoints=2,  # the newest
+            keep_every=0,  # checkpoints at multiples of this stay for good; 0: none
         )
     )
     config.dropout = ConfigDict(dict(text=0.05, both=0.05, context=0.05))  # InstructPix2Pix, per example
+    config.loss = ConfigDict(
+        dict(
+            min_snr_gamma=0.0,  # min-SNR weighting (Hang et al. 2023); 0: none
+            timesteps="uniform",  # or logit_normal (Esser et al. 2024), for rectified flow
+        )
+    )
     config.sampling = ConfigDict(
         dict(solver="ddim", steps=30, text_guidance=3.0, context_guidance=1.5, sdedit_strength=0.7)
     )
@@ -177,7 +198,21 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.train.update(dict(steps=4_000, batch_size=16, learning_rate=5e-4))
         config.crop_frames = 128
         config.kl_weight = 1e-6
+        config.adversarial = ConfigDict(
+            dict(
+                weight=0.0,  # of what the discriminator adds to the autoencoder's loss; 0: none
+                feature_weight=0.0,  # of feature matching, times weight
+                channels=16,  # of the discriminator's first layer; 64 are published
+            )
+        )
     elif stage == "vocoder":
         config.train.update(dict(steps=6_000, batch_size=8, learning_rate=8e-4))
         config.crop_frames = 64
+        config.adversarial = ConfigDict(
+            dict(
+                weight=0.0,  # of what discriminators add to the spectral loss; 0: none; HiFi-GAN's is 1 / 45
+                feature_weight=2.0,  # of feature matching, times weight
+                channels=8,  # of the discriminators' first layers; 32 are published
+            )
+        )
     return config.lock()

@@ -45,7 +45,7 @@ class Model:
             self._griffin_lim = GriffinLim(self.mel, vocoder.iterations, vocoder.momentum)
         self._tokenizer = files.tokenizer
         self._windows_per_device = windows_per_device
-        mesh = partitioning.make_mesh(-1, 1, jax.local_devices())
+        mesh = partitioning.make_mesh(-1, devices=jax.local_devices())
         self._devices = mesh.size
         self._split, self._whole = partitioning.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         self._params = jax.device_put(files.params, self._whole)

@@ -19,6 +19,14 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """See tests/worlds.py."""
+    from tests import worlds
+
+    return worlds.make(tmp_path_factory.mktemp("world"))
+
+
 _LONGEST = ("test_training.py", "test_chain.py")
 
 

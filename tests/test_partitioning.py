@@ -12,22 +12,28 @@ from subtractive_jax.errors import UserError
 from subtractive_jax.training import partitioning, state
 
 
-@pytest.mark.parametrize(("data", "fsdp", "shape"), [(-1, 1, (8, 1)), (4, 2, (4, 2)), (2, -1, (2, 4)), (-1, 8, (1, 8))])
-def test_mesh(data, fsdp, shape):
-    mesh = partitioning.make_mesh(data, fsdp)
-    assert mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp")
-    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [((-1,), (8, 1, 1)), ((4, 2), (4, 2, 1)), ((2, -1), (2, 4, 1)), ((-1, 8), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2))],
+)
+def test_mesh(asked, shape):
+    mesh = partitioning.make_mesh(*asked)
+    assert mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(3, 2), (-1, 3), (-1, -1), (0, 8), (16, 1)])
-def test_impossible_mesh(data, fsdp):
-    with pytest.raises(UserError, match=rf"mesh.data={data} times mesh.fsdp={fsdp} does not make 8 devices"):
-        partitioning.make_mesh(data, fsdp)
+@pytest.mark.parametrize("asked", [(3, 2, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (16, 1, 1), (2, 2, 3)])
+def test_impossible_mesh(asked):
+    said = "mesh.data={} times mesh.fsdp={} times mesh.tensor={} does not make 8 devices".format(*asked)
+    with pytest.raises(UserError, match=said):
+        partitioning.make_mesh(*asked)
 
 
 def test_batch_not_divisible_names_both_numbers():
-    with pytest.raises(UserError, match="batch_size=12 is not divisible by the 8 devices; use 16"):
-        partitioning.check_batch_size(12, partitioning.make_mesh(-1, 1))
+    with pytest.raises(UserError, match="batch_size=12 is not divisible by the 8 devices of .*; use 16"):
+        partitioning.check_batch_size(12, partitioning.make_mesh(-1))
+    with pytest.raises(UserError, match="the 4 devices of .* times train.accumulation_steps=3; use 24"):
+        partitioning.check_batch_size(16, partitioning.make_mesh(2, 2, 2), 3)
 
 
 def test_each_row_is_supplied_once():
@@ -45,7 +51,7 @@ def test_the_rules_fit_every_part(part):
 
 def test_named_parameters_and_their_moments_share_a_spec():
     config = minimal.get_config()
-    mesh = partitioning.make_mesh(4, 2)
+    mesh = partitioning.make_mesh(2, 2, 2)
     network, optimizer = parts.network("denoiser", config), state.make_optimizer(config)
     init = state.make_init(lambda key, start: {"denoiser": network.init(key)}, optimizer, seed=0)
     shardings = partitioning.shardings(jax.eval_shape(init, {}), mesh, partitioning.RULES["denoiser"])
@@ -54,10 +60,10 @@ def test_named_parameters_and_their_moments_share_a_spec():
 
     attention = "down_blocks/0/attentions/0/transformer_blocks/0"
     expected = {
-        f"{attention}/attn2/to_k/kernel": PartitionSpec(None, "fsdp"),
-        f"{attention}/attn1/to_out/0/kernel": PartitionSpec("fsdp", None),
-        f"{attention}/ff/net/0/proj/kernel": PartitionSpec(None, "fsdp"),
-        f"{attention}/ff/net/2/kernel": PartitionSpec("fsdp", None),
+        f"{attention}/attn2/to_k/kernel": PartitionSpec("fsdp", "tensor"),
+        f"{attention}/attn1/to_out/0/kernel": PartitionSpec("tensor", "fsdp"),
+        f"{attention}/ff/net/0/proj/kernel": PartitionSpec("fsdp", "tensor"),
+        f"{attention}/ff/net/2/kernel": PartitionSpec("tensor", "fsdp"),
         f"{attention}/attn1/to_out/0/bias": PartitionSpec(),
         "up_blocks/0/resnets/0/conv1/kernel": PartitionSpec(None, None, "fsdp", None),  # 3 x 3 x 64 x 32: the fallback
         "conv_in/kernel": PartitionSpec(),  # small

@@ -114,7 +114,7 @@ def test_a_denoiser_that_knows_the_song_arrives_at_it(solver, prediction_type, s
     config = _config()
     with config.unlocked():
         config.schedule.prediction_type = prediction_type
-    abar = schedule.alphas_cumprod(config.schedule)
+    rates = schedule.rates(config.schedule)
     windows = Windows(16, 5)
     random = np.random.default_rng(0)
     truth = random.standard_normal((8, windows.total, 8)).astype(np.float32)
@@ -125,8 +125,9 @@ def test_a_denoiser_that_knows_the_song_arrives_at_it(solver, prediction_type, s
         if strength is None:
             np.testing.assert_allclose(context, (1.0 - 0.1) * 0.5, rtol=1e-5)
         calls.append(int(t))
-        eps = (x - np.sqrt(abar[t]) * windows.split(truth, -2)) / np.sqrt(1 - abar[t])
-        return np.asarray(objective.target(prediction_type, windows.split(truth, -2), eps, t, abar))
+        signal, noise = rates[t]
+        eps = (x - signal * windows.split(truth, -2)) / noise
+        return np.asarray(objective.target(prediction_type, windows.split(truth, -2), eps, t, rates))
 
     fake = types.SimpleNamespace(
         config=config,
@@ -282,6 +283,20 @@ def test_sdedit_redraws_as_much_as_strength_says(model):
     assert done == [(1, 2), (2, 2)] + [(step, 8) for step in range(1, 9)]
     assert all(result.estimated and result.info["method"] == "sdedit" for result in results)
     assert np.abs(results[0].mix - results[1].mix).max() > 1e-5
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("method", insert.METHODS)
+def test_a_model_of_rectified_flow_is_sampled_like_any_other(model, solver, method):
+    audio = _music(40_000)
+    flow = _variant(model, schedule={"prediction_type": "flow_prediction"})
+    result, other = (
+        model.insert(audio, RATE, "Add rock drums", method=method, strength=strength, solver=solver, steps=5)
+        for model in (flow, model)
+        for strength in (1.0 if method == "sdedit" else None,)
+    )
+    assert np.isfinite(result.mix).all() and np.abs(result.stem).max() > 1e-4
+    assert np.abs(result.stem - other.stem).max() > 1e-4
 
 
 # The codec

@@ -16,50 +16,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import minimal
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
-from subtractive_jax.training import checkpoint, loop, metrics, partitioning, reader, run_folder, stages, text_stage
-from subtractive_jax.training import state as training_state
-from subtractive_jax.training.train_step import make_train_step, means
+from subtractive_jax.training import (
+    checkpoint,
+    loop,
+    metrics,
+    partitioning,
+    reader,
+    run_folder,
+    stages,
+    steps,
+    text_stage,
+)
+from subtractive_jax.training.train_step import means
 from subtractive_jax.weights import model_folder
 from tests import synthetic
 
 _ROOT = Path(__file__).parents[1]
-_PARENT_PARTS = ("text_encoder", "autoencoder", "vocoder", "base_denoiser")
-
-
-def _small_config(stage="subtractive"):
-    """`minimal` with a UNet of one block, which compiles faster."""
-    config = minimal.get_config(stage)
-    config.denoiser.update(
-        dict(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    )
-    return config
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    data_dir: str
-    parent: str
-
-    def config(self, stage="subtractive", **train):
-        config = _small_config(stage)
-        if stage != "text_encoder":
-            config.init_from = self.parent
-        config.train.update(dict(steps=4, checkpoint_every=100, eval_every=100) | train)
-        return config
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    config = _small_config()
-    synthetic.write_windows(folder, config)
-    tokenizer = text_stage.make_tokenizer(config, str(folder))
-    parent = synthetic.write_model(folder / "parent", config, _PARENT_PARTS, tokenizer)
-    synthetic.write_latents(folder, config, parent)
-    return World(str(folder), str(parent))
 
 
 def _difference(one, other):
@@ -75,7 +49,7 @@ def _lines(run):
 def uninterrupted(world, tmp_path_factory):
     """Four updates on a (4, 2) mesh, with checkpoints after two and four."""
     run = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    config = world.config(checkpoint_every=2)
+    config = world.config(checkpoint_every=2, preview_examples=1)
     config.mesh.update(dict(data=4, fsdp=2))
     return config, run, loop.train(config, world.data_dir, run)
 
@@ -100,8 +74,8 @@ def test_resumed_is_uninterrupted_and_cold_is_neither(world, uninterrupted, tmp_
     config, _, full = uninterrupted
     run = tmp_path / "run"
     stopped = _interrupted_after_two(config, world, run, monkeypatch)
-    steps = int(stopped["step"])
-    assert 0 < steps < 4 and checkpoint.latest(run) == steps
+    updates = int(stopped["step"])
+    assert 0 < updates < 4 and checkpoint.latest(run) == updates
 
     def resumed(name, damage):
         copy = tmp_path / name
@@ -116,15 +90,15 @@ def test_resumed_is_uninterrupted_and_cold_is_neither(world, uninterrupted, tmp_
     def without_optimizer(patch):
         restore = checkpoint.Checkpoints.restore
 
-        def forgetful(self, step, abstract):
-            state, position = restore(self, step, abstract)
+        def forgetful(self, abstract):
+            state, position = restore(self, abstract)
             return state | {"opt_state": jax.tree.map(jnp.zeros_like, state["opt_state"])}, position
 
         patch.setattr(checkpoint.Checkpoints, "restore", forgetful)
 
     def without_position(patch):
         batch = reader.Batches.batch
-        patch.setattr(reader.Batches, "batch", lambda self, step: batch(self, step - steps))
+        patch.setattr(reader.Batches, "batch", lambda self, step: batch(self, step - updates))
 
     assert _difference(full, resumed("exact", no_damage)) == 0.0
     assert _difference(full["params"], resumed("optimizer", without_optimizer)["params"]) > 1e-6
@@ -156,9 +130,9 @@ def test_state_is_sharded_as_the_rules_say(uninterrupted):
     _, _, state = uninterrupted
     kernel = state["params"]["denoiser"]["up_blocks"]["0"]["resnets"]["0"]["conv1"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, None, "fsdp", None)
-    assert dict(kernel.sharding.mesh.shape) == {"data": 4, "fsdp": 2}
+    assert dict(kernel.sharding.mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     moment = state["opt_state"][1][0].mu["denoiser"]["mid_block"]["attentions"]["0"]["transformer_blocks"]["0"]
-    assert moment["attn2"]["to_q"]["kernel"].sharding.spec == jax.P(None, "fsdp")
+    assert moment["attn2"]["to_q"]["kernel"].sharding.spec == jax.P("fsdp", "tensor")
 
 
 def test_metrics_are_json_lines_and_tensorboard_events(uninterrupted):
@@ -166,22 +140,12 @@ def test_metrics_are_json_lines_and_tensorboard_events(uninterrupted):
     lines = _lines(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"loss", "grad_norm", "learning_rate", "seconds_per_step", "examples_per_second"} <= set(lines[0])
-    assert "validation/loss" in lines[3] and "validation/loss" not in lines[2]
+    assert {"validation/loss", "validation_raw/loss"} <= set(lines[3]) and "validation/loss" not in lines[2]
+    assert {path.name for path in (run / "samples" / "4").iterdir()} >= {"0_stem.wav", "0_mel.png", "samples.json"}
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(run)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("loss")[1].value == pytest.approx(lines[1]["loss"])
-
-
-def test_metrics_go_on_after_the_restored_step(tmp_path):
-    with metrics.open_log(tmp_path, 0) as log:
-        for step in (1, 2, 3):
-            log(step, {"loss": float(step)})
-    with open(tmp_path / metrics.FILE_NAME, "a") as file:
-        file.write('{"step": 4, "lo')  # killed while writing
-    with metrics.open_log(tmp_path, 2) as log:
-        log(3, {"loss": 30.0})
-    assert [(line["step"], line["loss"]) for line in _lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 @pytest.mark.parametrize("stage", ["text_encoder", "autoencoder", "vocoder", "base"])
@@ -202,7 +166,7 @@ def test_subtractive_begins_as_its_base(world):
     config = world.config()
     start, inherited = stages.prepare(config, world.data_dir)
     stage = stages.build(config, world.data_dir, inherited)
-    params = stage.init_params(jax.random.key(0), start)["denoiser"]
+    params = stage.task.init_params(jax.random.key(0), start)["denoiser"]
     base = start["base_denoiser"]
     assert _difference(params["conv_in"]["kernel"][:, :, :8], base["conv_in"]["kernel"]) == 0.0
     assert not np.any(params["conv_in"]["kernel"][:, :, 8:])
@@ -223,8 +187,8 @@ def test_subtractive_goes_on_from_a_denoiser_for_the_same_task(world, uninterrup
 
 
 def test_only_named_parameters_learn_and_the_run_goes_on(world, tmp_path):
-    def config(steps):
-        return world.config(only=("conv_in",), schedule="constant", steps=steps, warmup_steps=0)
+    def config(updates):
+        return world.config(only=("conv_in",), schedule="constant", steps=updates, warmup_steps=0)
 
     def learnt(state):
         return state["params"]["denoiser"]["conv_in"]
@@ -250,26 +214,29 @@ def test_meshes_agree(world):
     config = world.config()
     start, inherited = stages.prepare(config, world.data_dir)
     stage = stages.build(config, world.data_dir, inherited)
-    optimizer = training_state.make_optimizer(config)
-    init = training_state.make_init(stage.init_params, optimizer, config.seed)
-    losses = {}
-    for shape in ((1, 1), (8, 1), (2, 4)):
+
+    def losses(*shape, accumulation_steps=1):
+        config.train.accumulation_steps = accumulation_steps
         mesh = partitioning.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
         sharding = partitioning.batch_sharding(mesh)
         rows = partitioning.local_rows(sharding, config.train.batch_size)
         batches = reader.Batches(stage.train, config.train.batch_size, config.seed, rows)
-        specs = partitioning.shardings(jax.eval_shape(init, start), mesh, partitioning.RULES["denoiser"])
-        state = jax.jit(init, out_shardings=specs)(start)
-        step = jax.jit(
-            make_train_step(stage.loss, optimizer, 0.99), in_shardings=(specs, sharding), out_shardings=(specs, None)
-        )
-        losses[shape] = []
+        compiled = steps.build(config, stage.task, mesh, start)
+        state, figures = compiled.init(start), []
         for number in range(3):
-            state, sums = step(state, jax.device_put(batches.batch(number), sharding))
-            losses[shape].append(means([jax.device_get(sums)])["loss"])
-    assert losses[1, 1][0] != losses[1, 1][1]
-    np.testing.assert_allclose(losses[8, 1], losses[1, 1], rtol=1e-5)
-    np.testing.assert_allclose(losses[2, 4], losses[1, 1], rtol=1e-5)
+            batch = jax.device_put(batches.batch(number), sharding)
+            assert {key: (leaf.shape, leaf.dtype) for key, leaf in batch.items()} == {
+                key: (leaf.shape, leaf.dtype) for key, leaf in compiled.batch.items()
+            }
+            state, sums = compiled.train(state, batch)
+            figures.append(means([jax.device_get(sums)]))
+        return [(figure["loss"], figure["grad_norm"]) for figure in figures]
+
+    one = losses(1)
+    assert one[0] != one[1]
+    for shape in ((8,), (2, 4), (2, 2, 2)):
+        np.testing.assert_allclose(losses(*shape), one, rtol=2e-5)
+    np.testing.assert_allclose(losses(2, accumulation_steps=4), one, rtol=2e-5)
 
 
 class _Numbers:
@@ -515,7 +482,7 @@ def test_killed_in_the_middle_and_run_again(world, tmp_path):
     def command(name):
         return [
             "--config=configs/minimal.py",
-            "--config.denoiser.block_out_channels=(32,)",  # as in _small_config
+            "--config.denoiser.block_out_channels=(32,)",  # as in worlds.small_config
             "--config.denoiser.down_block_types=('DownBlock2D',)",
             "--config.denoiser.up_block_types=('UpBlock2D',)",
             f"--config.init_from={world.parent}",

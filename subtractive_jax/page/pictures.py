@@ -40,16 +40,21 @@ def mel_db(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     return 10.0 * np.log10(averaged.T + 1e-10)
 
 
-def data_uris(images: Sequence[np.ndarray]) -> list[str]:
-    """`mel_db` images as PNG data URIs, with one scale of colours for all, so that they can be compared."""
+def pngs(images: Sequence[np.ndarray]) -> list[bytes]:
+    """`mel_db` images as PNG files, with one scale of colours for all, so that they can be compared."""
     loudest = max((image.max() for image in images), default=0.0)
     return [_png(np.clip((image - loudest) / _RANGE_DB + 1.0, 0.0, 1.0)) for image in images]
 
 
-def _png(image: np.ndarray) -> str:
-    """An image [rows, columns] in [0, 1], low frequencies first, as a PNG data URI."""
+def data_uris(images: Sequence[np.ndarray]) -> list[str]:
+    """The same as data URIs."""
+    return ["data:image/png;base64," + base64.b64encode(png).decode() for png in pngs(images)]
+
+
+def _png(image: np.ndarray) -> bytes:
+    """An image [rows, columns] in [0, 1], low frequencies first, as a PNG file."""
     stops = np.linspace(0.0, 1.0, len(_VIRIDIS))
     pixels = np.stack([np.interp(image[::-1], stops, _VIRIDIS[:, channel]) for channel in range(3)], axis=-1)
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).quantize(64).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,34 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from subtractive_jax.errors import UserError
-from subtractive_jax.training import checkpoint, metrics, partitioning, reader, run_folder, stages
+from subtractive_jax.training import (
+    checkpoint,
+    flops,
+    metrics,
+    partitioning,
+    preview,
+    profile,
+    reader,
+    run_folder,
+    stages,
+)
 from subtractive_jax.training import state as training_state
-from subtractive_jax.training.train_step import Batch, make_eval_step, make_train_step, means
+from subtractive_jax.training import steps as compiled
+from subtractive_jax.training.meter import Meter, report
+from subtractive_jax.training.train_step import Batch, means
 from subtractive_jax.weights import model_folder
 
 _INHERITED_CARD = "Parts that this run takes over unchanged from its parent model. Made by launch.train.\n"
 
 
 def train(
-    config: ml_collections.ConfigDict, data_dir: str | os.PathLike[str], workdir: str | os.PathLike[str]
+    config: ml_collections.ConfigDict,
+    data_dir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    profile_steps: int = 0,
 ) -> training_state.State:
     """Trains `config.stage` for `config.train.steps` updates, or until SIGTERM; returns the state.
 
@@ -41,9 +54,10 @@ def train(
     Args:
       data_dir: the folder that holds `windows/` and `latents/`.
       workdir: the run folder; shared by all processes.
+      profile_steps: steps to write a trace of, see `profile.Trace`.
 
     Raises:
-      UserError: bad config, dataset, parent model or run folder; or a loss that is not finite.
+      UserError: bad config, dataset, parent model or run folder; a loss that is not finite; a full disk.
     """
     workdir = Path(workdir)
     is_main = jax.process_index() == 0
@@ -59,11 +73,10 @@ def train(
         run_folder.adopt_scales(config, saved)
 
     # Mesh.
-    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     batch_size = config.train.batch_size
-    partitioning.check_batch_size(batch_size, mesh)
+    partitioning.check_batch_size(batch_size, mesh, config.train.accumulation_steps)
     batch_sharding = partitioning.batch_sharding(mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
 
     _wait_for_all("checked")
     if is_main:
@@ -87,93 +100,85 @@ def train(
             for name, array in batch.items()
         }
 
-    # State: born sharded.
-    optimizer = training_state.make_optimizer(config)
-    init = training_state.make_init(stage.init_params, optimizer, config.seed)
-    abstract = jax.eval_shape(init, start)
-    state_shardings = partitioning.shardings(abstract, mesh, partitioning.RULES[stage.part])
+    # State and steps.
+    steps = compiled.build(config, stage.task, mesh, start)
     if is_main:
-        table = parameter_overview.get_parameter_overview(abstract["params"], include_stats=False)
+        table = parameter_overview.get_parameter_overview(steps.abstract["params"], include_stats=False)
         (workdir / "parameters.txt").write_text(f"{table}\n")
 
-    # Restore, or initialise.
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_checkpoints)
+    # Restore, or initialise: born sharded.
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every)
     if first_step is None:
-        first_step = 0
         start = jax.device_put(start, partitioning.shardings(start, mesh, ()))
-        state = jax.jit(init, out_shardings=state_shardings)(start)
+        state = steps.init(start)
     else:
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            state_shardings,
-        )
-        state, saved_position = checkpoints.restore(first_step, target)
+        state, saved_position = checkpoints.restore(steps.abstract)
         for name, now in position.items():
             if saved_position[name] != now:
                 raise UserError(
                     f"{workdir} was trained on other data: {name} was {saved_position[name]}, now {now}; "
                     "give the dataset it began with, or another --workdir"
                 )
+    first_step = int(state["step"])
     del start
 
-    # Step.
-    train_step = jax.jit(
-        make_train_step(stage.loss, optimizer, config.train.ema_decay, config.train.only),
-        in_shardings=(state_shardings, batch_sharding),
-        out_shardings=(state_shardings, replicated),
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(
-        make_eval_step(stage.loss),
-        in_shardings=(state_shardings["ema"], batch_sharding),
-        out_shardings=replicated,
-    )
-
     def validate() -> dict[str, float]:
-        """Of the EMA parameters, on the same (example, timestep, noise) every time."""
+        """On the same (example, timestep, noise) every time: `validation` of the EMA, `validation_raw` without it."""
+        sums: dict[str, list[Any]] = {"ema": [], "params": []}
         examples = reader.evaluation_batches(stage.validation, batch_size, rows, config.train.eval_examples)
-        sums = jax.device_get([eval_step(state["ema"], put(batch)) for batch in examples])
-        return {f"validation/{name}": value for name, value in means(sums).items()} if sums else {}
+        for batch in map(put, examples):
+            for name, results in sums.items():
+                results.append(steps.evaluate(state[name], batch))
+        return {
+            f"{prefix}/{figure}": value
+            for prefix, name in (("validation", "ema"), ("validation_raw", "params"))
+            for figure, value in means(jax.device_get(sums[name])).items()
+        }
 
     # Loop.
+    step_flops = flops.of_step(stage.task.loss, steps.abstract["params"], steps.batch, config.train)
+    meter = Meter(batch_size, step_flops, mesh.devices.flatten().tolist())
+    samples = preview.build(config, str(data_dir), inherited, workdir)
     total, every = config.train.steps, config.train
     schedule = training_state.learning_rate(config)
     step, pending = first_step, []
     if is_main:
-        _print_header(config, mesh, stage, abstract, first_step)
+        _print_header(config, mesh, stage, steps.abstract, first_step)
     with (
         checkpoints,
         _sigterm_flag() as terminated,
         metrics.open_log(workdir, first_step) if is_main else contextlib.nullcontext() as log,
+        profile.Trace(workdir, profile_steps) as trace,
         tqdm(total=total, initial=first_step, unit="step", disable=not (is_main and sys.stderr.isatty())) as bar,
     ):
-        since = time.perf_counter()
-        for batch in batches.stream(first_step, total):
-            state, sums = train_step(state, put(batch))
+        for batch in meter.waiting(batches.stream(first_step, total)):
+            state, sums = steps.train(state, put(batch))
+            if step == first_step:
+                meter.begin()  # compiled by now
             pending.append(sums)
             step += 1
             bar.update()
+            trace.after(sums)
             stop = terminated() if jax.process_count() == 1 else checkpoints.reached_preemption(step)
             last = stop or step == total
 
             saves = last or step % every.checkpoint_every == 0
             evaluates = step == total or step % every.eval_every == 0
             if saves or evaluates or step % every.log_every == 0:  # no save before the losses were seen to be finite
-                scalars = means(jax.device_get(pending))
-                seconds = (time.perf_counter() - since) / len(pending)
+                scalars, shown = means(jax.device_get(pending)), preview.Preview({}, {})
                 _check_finite(scalars, step - len(pending), step, workdir)
-                scalars |= dict(learning_rate=float(schedule(step - 1)))
-                scalars |= dict(seconds_per_step=seconds, examples_per_second=batch_size / seconds)
                 if evaluates:
-                    scalars |= validate()
+                    with meter.beside("evaluation"):
+                        scalars |= validate()
+                        shown = samples(step, state["ema"])
+                scalars |= dict(learning_rate=float(schedule(step - 1))) | meter.figures(len(pending))
                 if log is not None:
-                    log(step, scalars)
-                    _report(bar, step, total, scalars)
+                    log(step, scalars, shown.images, shown.sounds)
+                    report(bar, step, total, scalars, meter.seconds_left(total - step))
                 pending = []
                 if saves:
-                    checkpoints.save(state, position)
-                since = time.perf_counter()
+                    with meter.beside("checkpoint"):
+                        checkpoints.save(state, position)
             if stop:
                 break
     return state
@@ -220,13 +225,3 @@ def _print_header(
         f"{len(stage.validation)} validation examples, steps {first_step} to {config.train.steps}",
         flush=True,
     )
-
-
-def _report(bar: tqdm, step: int, total: int, scalars: dict[str, float]) -> None:
-    shown = "  ".join(f"{name} {scalars[name]:.4f}" for name in ("loss", "validation/loss") if name in scalars)
-    if not bar.disable:
-        bar.set_postfix_str(shown)
-        return
-    minutes = (total - step) * scalars["seconds_per_step"] / 60
-    rate = scalars["examples_per_second"]
-    print(f"step {step}/{total}  {shown}  {rate:.1f} examples/s  {minutes:.0f} min left", flush=True)

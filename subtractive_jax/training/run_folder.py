@@ -16,11 +16,16 @@ INHERITED = "inherited"
 _FREE = {
     "mesh.data",
     "mesh.fsdp",
+    "mesh.tensor",
+    "remat",
+    "train.accumulation_steps",
     "train.log_every",
     "train.eval_every",
     "train.eval_examples",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.preview_examples",
 }
 _SET_BY_THE_RUN = {"latent_shift", "latent_scale", "context_scale"}  # when the config leaves them empty
 

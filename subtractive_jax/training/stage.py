@@ -12,16 +12,28 @@ from subtractive_jax.training.train_step import LossFn
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of training: what is learnt, from what, by which loss.
+class Task:
+    """What a stage learns, by which loss; no data is needed to build it.
 
-    `init_params(key, start)` returns `{part: params}`, with further entries for what is trained along and not kept;
-    `start` holds the parent's parameters to start from, or is empty.
+    Attributes:
+      part: the part of the model that is trained.
+      init_params: `init_params(key, start)` returns `{part: params}`, with further entries for what is trained along
+        and not kept; `start` holds the parent's parameters to start from, or is empty.
+      loss: see `train_step.LossFn`.
+      example: one example of a batch, without the batch axis and without `row` and `valid`.
     """
 
     part: str
     init_params: Callable[[jax.Array, Params], Params]
     loss: LossFn
+    example: dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training: a task, and what it is learnt from."""
+
+    task: Task
     train: Source
     validation: Source
 

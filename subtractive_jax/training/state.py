@@ -1,6 +1,6 @@
 """What a training run carries from one step to the next: a plain dict of arrays, born sharded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ import optax
 from subtractive_jax import rng
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models.network import Params
-
-State = dict[str, Any]  # params, ema (like params), opt_state, step (int32 scalar: updates done)
+from subtractive_jax.training import lora
+from subtractive_jax.training.train_step import State
 
 SCHEDULES = ("cosine", "constant")
 
@@ -35,30 +35,42 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     raise unknown_name("train.schedule", train.schedule, SCHEDULES)
 
 
-def trained(params: Params, only: Sequence[str]) -> Any:
-    """Which of `{part: params}` learn, as a tree of bools: those below the prefixes `only`, or all if there are none.
+def learns(params: Params, train: ml_collections.ConfigDict) -> Any:
+    """Which of `{part: params, ...}` learn, as a tree of bools.
+
+    The adapters, if `train.lora` has any; else what is below the prefixes `train.only`; or all, if there are none.
 
     Raises:
       UserError: a prefix with nothing below it.
     """
+    if train.lora.rank:
+        return {entry: jax.tree.map(lambda _, entry=entry: entry == lora.ENTRY, tree) for entry, tree in params.items()}
     paths = jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path[1:], simple=True, separator="/"), params
     )
-    for prefix in only:
+    for prefix in train.only:
         if not any(path.startswith(f"{prefix}/") for path in jax.tree.leaves(paths)):
             raise UserError(f'config.train.only: no parameter is called "{prefix}/..."; see parameters.txt of a run')
-    prefixes = tuple(f"{prefix}/" for prefix in only) or ("",)
+    prefixes = tuple(f"{prefix}/" for prefix in train.only) or ("",)
     return jax.tree.map(lambda path: path.startswith(prefixes), paths)
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipping by the global norm; biases and norms do not decay.
+def clip_each(max_norm: float) -> optax.GradientTransformation:
+    """Clips each entry of `{part: params, ...}` by its own norm: no discriminator's gradient scales the model's."""
+    clip = optax.clip_by_global_norm(max_norm)
+    return optax.stateless(
+        lambda updates, _: {entry: clip.update(tree, optax.EmptyState())[0] for entry, tree in updates.items()}
+    )
 
-    Parameters that `config.train.only` leaves out stay as they are and have no moments.
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW with clipping; biases and norms do not decay.
+
+    Parameters that do not learn stay as they are and have no moments.
     """
     train = config.train
     adamw = optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
+        clip_each(train.clip_norm),
         optax.adamw(
             learning_rate(config),
             *train.betas,
@@ -66,9 +78,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
-    if not train.only:
+    if not train.only and not train.lora.rank:
         return adamw
-    return optax.partition({True: adamw, False: optax.set_to_zero()}, lambda params: trained(params, train.only))
+    return optax.partition({True: adamw, False: optax.set_to_zero()}, lambda params: learns(params, train))
 
 
 def make_init(

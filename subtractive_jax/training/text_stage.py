@@ -18,9 +18,10 @@ import optax
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from subtractive_jax import parts, records
+from subtractive_jax.errors import UserError
 from subtractive_jax.models.network import Params
 from subtractive_jax.text import tokenize
-from subtractive_jax.training.stage import Stage
+from subtractive_jax.training.stage import Stage, Task
 from subtractive_jax.training.train_step import Batch, Figures
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5's vocabularies
@@ -139,6 +140,10 @@ def _contrast(one: jax.Array, other: jax.Array, negatives: jax.Array) -> jax.Arr
 
 def build(config: ml_collections.ConfigDict, data_dir: str, tokenizer: Tokenizer) -> Stage:
     """The stage. Training always starts from fresh parameters."""
+    if config.train.accumulation_steps > 1:
+        raise UserError(
+            "stage text_encoder tells each example from the whole batch: leave config.train.accumulation_steps at 1"
+        )
     train, validation = (records.Split(data_dir, "windows", split, _KEYS) for split in ("train", "validation"))
     tags = tag_vocabulary(train)
     network = parts.network("text_encoder", config)
@@ -165,4 +170,10 @@ def build(config: ml_collections.ConfigDict, data_dir: str, tokenizer: Tokenizer
         return contrast + tag_loss, dict(contrast=(contrast, weight), tags=(tag_loss, weight))
 
     sources = (TextSource(split, tokenizer, tags, config.max_text_tokens) for split in (train, validation))
-    return Stage("text_encoder", init_params, loss, *sources)
+    longest = config.max_text_tokens
+    example = {
+        "ids": jax.ShapeDtypeStruct((2, longest), np.int32),
+        "mask": jax.ShapeDtypeStruct((2, longest), np.bool_),
+        "tags": jax.ShapeDtypeStruct((len(tags),), np.float32),
+    }
+    return Stage(Task("text_encoder", init_params, loss, example), *sources)
