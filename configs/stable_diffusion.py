@@ -66,6 +66,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.context_scale = (1.0,) * 4
         config.target = "mix"
         config.compute_dtype = "bfloat16"
+        config.remat = "attention"  # 16 examples fit a TPU v5e, see launch/TPU.md
         config.train.update(
             dict(
                 steps=100_000,

@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     return worlds.make(tmp_path_factory.mktemp("world"))
 
 
-_LONGEST = ("test_training.py", "test_chain.py")
+_LONGEST = ("test_training.py", "test_chain.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -88,13 +88,18 @@ def _wait_until(condition, process, run):
         time.sleep(0.002)
 
 
+def _wait_for_the_loop(process, run, until=np.inf):
+    before = run.steps()  # it begins with dropping those that no checkpoint holds
+    _wait_until(lambda: run.steps() != before or time.monotonic() > until, process, run)
+
+
 def _kill_at_random(run, draw):
     """After some steps, or before: while it imports, restores or compiles."""
-    steps, seconds = draw.integers(1, 2 * _CHECKPOINT_EVERY), draw.choice([np.inf, draw.uniform(0.0, 20.0)])
+    steps, seconds = draw.integers(1, 3 * _CHECKPOINT_EVERY), draw.choice([np.inf, draw.uniform(0.0, 20.0)])
+    until = time.monotonic() + seconds
     with run.process() as process:
-        before, until = run.steps(), time.monotonic() + seconds
-        _wait_until(lambda: run.steps() != before or time.monotonic() > until, process, run)
-        since = run.steps()  # it began with dropping what no checkpoint holds
+        _wait_for_the_loop(process, run, until)
+        since = run.steps()
         _wait_until(lambda: run.steps() >= since + steps or time.monotonic() > until, process, run)
     assert process.returncode == -signal.SIGKILL, run.log()
 
@@ -102,7 +107,8 @@ def _kill_at_random(run, draw):
 def _kill_while_saving(run):
     """Between the first byte of a checkpoint and its commit, when there are others before it."""
     with run.process() as process:
-        while not run.unfinished():
+        _wait_for_the_loop(process, run)  # what kills left unfinished is gone by then
+        while len(run.kept()) < _KEPT or not run.unfinished():
             process.send_signal(signal.SIGCONT)
             _wait_until(lambda: len(run.kept()) >= _KEPT and run.unfinished(), process, run)
             process.send_signal(signal.SIGSTOP)  # to look whether it came in time
@@ -119,7 +125,7 @@ def _damage_newest(run):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(world, tmp_path, kills):
-    killed, undisturbed = (_Run(world, tmp_path / name, steps=8 * kills) for name in ("killed", "undisturbed"))
+    killed, undisturbed = (_Run(world, tmp_path / name, steps=12 * kills) for name in ("killed", "undisturbed"))
     draw = np.random.default_rng(kills)
     saving = draw.integers(1, kills)
     for number in range(kills):
@@ -134,7 +140,7 @@ def test_killed_at_random_moments(world, tmp_path, kills):
 
     jax.tree.map(np.testing.assert_array_equal, killed.arrays(), undisturbed.arrays())
     assert killed.figures() == undisturbed.figures()
-    assert [line["step"] for line in killed.figures()] == [*range(1, 8 * kills + 1)]
+    assert [line["step"] for line in killed.figures()] == [*range(1, 12 * kills + 1)]
     assert killed.kept() == undisturbed.kept() and not killed.unfinished()
     assert killed.log().count("is damaged") == 1
 

@@ -447,6 +447,12 @@ def test_batch_and_devices(world, tmp_path):
         loop.train(world.config(batch_size=12), world.data_dir, tmp_path / "run")
 
 
+@pytest.mark.parametrize("stage", ["text_encoder", "vocoder"])
+def test_losses_over_a_whole_batch_are_not_accumulated(world, tmp_path, stage):
+    with pytest.raises(UserError, match="leave config.train.accumulation_steps at 1"):
+        loop.train(world.config(stage, accumulation_steps=2, batch_size=16), world.data_dir, tmp_path / "run")
+
+
 def test_unknown_stem_in_the_dataset(world, tmp_path):
     config = world.config()
     config.data.stems = ("drums", "flute")

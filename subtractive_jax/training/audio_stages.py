@@ -86,7 +86,7 @@ def task(config: ml_collections.ConfigDict) -> Task:
     that runs can be compared.
 
     Raises:
-      UserError: crops longer than the windows, or weights out of range.
+      UserError: crops longer than the windows, weights out of range, or accumulation in the stage `vocoder`.
     """
     part = config.stage
     mel = Mel.from_config(config.representation)
@@ -94,6 +94,11 @@ def task(config: ml_collections.ConfigDict) -> Task:
         raise UserError(
             f"config.crop_frames={config.crop_frames} is longer than "
             f"config.representation.window_frames={mel.window_frames}"
+        )
+    if part == "vocoder" and config.train.accumulation_steps > 1:
+        raise UserError(
+            "stage vocoder measures each example against the power of the whole batch (losses.multi_resolution_stft): "
+            "leave config.train.accumulation_steps at 1"
         )
     network, adversary = parts.network(part, config), _discriminators(config)
 

@@ -146,7 +146,8 @@ def train(
         _print_header(config, mesh, stage, steps.abstract, first_step)
     with (
         checkpoints,
-        _sigterm_flag() as terminated,
+        # Several processes agree on where to stop through JAX, whose handler of SIGTERM must not be replaced.
+        _sigterm_flag() if jax.process_count() == 1 else contextlib.nullcontext() as terminated,
         metrics.open_log(workdir, first_step) if is_main else contextlib.nullcontext() as log,
         profile.Trace(workdir, profile_steps) as trace,
         tqdm(total=total, initial=first_step, unit="step", disable=not (is_main and sys.stderr.isatty())) as bar,
@@ -159,7 +160,7 @@ def train(
             step += 1
             bar.update()
             trace.after(sums)
-            stop = terminated() if jax.process_count() == 1 else checkpoints.reached_preemption(step)
+            stop = terminated() if terminated else checkpoints.reached_preemption(step)
             last = stop or step == total
 
             saves = last or step % every.checkpoint_every == 0
