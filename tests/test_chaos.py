@@ -95,7 +95,7 @@ def _wait_for_the_loop(process, run, until=np.inf):
 
 def _kill_at_random(run, draw):
     """After some steps, or before: while it imports, restores or compiles."""
-    steps, seconds = draw.integers(1, 3 * _CHECKPOINT_EVERY), draw.choice([np.inf, draw.uniform(0.0, 20.0)])
+    steps, seconds = draw.integers(1, 6 * _CHECKPOINT_EVERY), draw.choice([np.inf, draw.uniform(0.0, 20.0)])
     until = time.monotonic() + seconds
     with run.process() as process:
         _wait_for_the_loop(process, run, until)

@@ -29,7 +29,6 @@ _ITEMS = {  # kept apart, so that sampling reads no optimizer state
 }
 _GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: keeps places apart
 _MURMUR = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))  # shifts and factors of MurmurHash3's finaliser (Appleby)
-_UNREADABLE = (KeyError, OSError, TypeError, ValueError)  # what orbax and TensorStore raise for damaged files
 
 
 @jax.jit
@@ -123,7 +122,9 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, abstract)
-            except _UNREADABLE as error:
+            except jax.errors.JaxRuntimeError:  # devices without room, say
+                raise
+            except Exception as error:  # of damaged files orbax and TensorStore raise all kinds, and plain ones
                 restored, failures[step] = None, str(error).strip().partition("\n")[0]
             if jax.process_count() > 1:  # one that fails on any host fails on all
                 everywhere = multihost_utils.process_allgather(np.array(restored is not None)).all()
@@ -213,7 +214,7 @@ def load_ema(run_dir: str | os.PathLike[str]) -> tuple[str, Params]:
             tree = reader.metadata(path).item_metadata.tree
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = reader.restore(path, restore_args=arguments)
-    except _UNREADABLE as error:
+    except Exception as error:  # of damaged files orbax and TensorStore raise all kinds, and plain ones
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{path.parent} is damaged ({reason}); launch.train would go on from the checkpoint before: run it again"

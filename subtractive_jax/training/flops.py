@@ -32,8 +32,9 @@ def of_step(loss: LossFn, params: Any, batch: Any, train: Any) -> int:
       params: of the loss, as arrays or shapes; `batch` likewise, over all devices.
       train: `config.train`.
     """
+    unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, batch))
     with jax.sharding.use_abstract_mesh(_CPU):  # where attention is made of products that can be counted
-        forward = count(lambda params, batch: loss(params, batch, jnp.zeros((), jnp.int32), True), params, batch)
+        forward = count(lambda params, batch: loss(params, batch, jnp.zeros((), jnp.int32), True), *unplaced)
     return (2 if train.only or train.lora.rank else 3) * forward
 
 
