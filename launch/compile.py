@@ -4,7 +4,7 @@
   python -m launch.compile --config=configs/riffusion.py --topology=v5e:4x4 --sweep [--output=FILE.json]
 
 It is the step that `launch.train` runs, compiled by the TPU's own compiler (the extra `tpu`), for config.mesh,
-config.train.batch_size and config.remat. A model of Stable Diffusion's size takes some ten minutes and 10 GB of memory.
+config.train.batch_size and config.remat. A model of Stable Diffusion's size takes twenty minutes and 16 GB of memory.
 `--sweep` tries meshes, policies of rematerialisation and batches, and prints the fastest that fits. What was compiled
 before is kept in the user's cache folder, and a sweep that was interrupted goes on where it stood.
 
