@@ -11,6 +11,7 @@ from subtractive_jax.errors import UserError
 
 CONFIG = "config.json"
 INHERITED = "inherited"
+_BEING_WRITTEN = f".{CONFIG}"  # all there is in the folder of a run that was killed as it began
 
 # What may differ when a run goes on: nothing that decides the parameters, up to the order of floating-point sums.
 _FREE = {
@@ -60,7 +61,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict | 
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give a folder for the run as --workdir")
-    if not workdir.is_dir() or not any(workdir.iterdir()):
+    if not workdir.is_dir() or {path.name for path in workdir.iterdir()} <= {_BEING_WRITTEN}:
         return None
     path = workdir / CONFIG
     config = json.loads(path.read_text()) if path.is_file() else {}
@@ -93,6 +94,6 @@ def write_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
     """Writes `config.json`, and makes the folder if need be."""
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f".{CONFIG}"
+    temporary = workdir / _BEING_WRITTEN
     temporary.write_text(_json(config) + "\n")
     os.replace(temporary, workdir / CONFIG)
