@@ -141,7 +141,11 @@ def test_local_passes_signals_on_and_waits(tmp_path, name):
         "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     path = f"{fake_training(tmp_path, code)}:{os.environ['PATH']}"
-    command = [LAUNCH / "local.sh", *REQUIRED["local"], "--", *TRAIN]
+    # A shell that starts with a signal ignored, as tests in the background may, cannot listen to it.
+    listening = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", listening, LAUNCH / "local.sh", *REQUIRED["local"], "--", *TRAIN]
     with subprocess.Popen(command, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True) as process:
         assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
         process.send_signal(signal.Signals[name])
