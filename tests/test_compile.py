@@ -15,9 +15,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import minimal
-from launch import compile as launch_compile
+from subtractive_jax.cost import aot, sweep
 from subtractive_jax.errors import UserError
-from subtractive_jax.training import aot
 
 GIB = 2**30
 
@@ -25,7 +24,6 @@ GIB = 2**30
 @pytest.fixture(scope="module", autouse=True)
 def compiler() -> None:
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed (extra tpu)")
-    os.environ |= {name: value for name, value in launch_compile.ENVIRONMENT.items() if not name.startswith("JAX")}
 
 
 def run(cache: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -157,11 +155,11 @@ def test_the_sweep_finds_the_largest_batch_and_the_fastest_mesh() -> None:
             examples_per_second=speed,
         )
 
-    best = launch_compile.search(measure, 64, ("all", "little"), 16 * GIB)
+    best = sweep.search(measure, 64, ("all", "little"), 16 * GIB)
     assert best is not None
     assert (best["mesh"]["fsdp"], best["batch_per_chip"], best["remat"]) == (4, 48, "little")
     assert (16, 12, "all") in points and (16, 48, "little") in points
     assert len(points) == len(set(points)) <= 10
 
-    best = launch_compile.search(lambda *point: measure(*point) | dict(fits=False), 64, ("all",), 16 * GIB)
+    best = sweep.search(lambda *point: measure(*point) | dict(fits=False), 64, ("all",), 16 * GIB)
     assert best is None

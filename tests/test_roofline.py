@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from typing import Any
 
 import jax
@@ -12,8 +11,9 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from subtractive_jax.cost import aot, hlo, roofline, timeline
 from subtractive_jax.models.fused_attention import attend_on_tpu
-from subtractive_jax.training import hlo, partitioning, roofline, schedule
+from subtractive_jax.training import partitioning
 
 MIB = 2**20
 V5E = roofline.CHIPS["v5e"]
@@ -85,7 +85,7 @@ ENTRY %main (x: bf16[1024,1024], whole: bf16[64,1024,1024], i: s32[]) -> bf16[10
 
 
 def test_a_program_by_hand() -> None:
-    program = schedule.read(TEXT)
+    program = timeline.read(TEXT)
     assert program.unknown_loops == 0 and not program.silent_kernels
     found = roofline.predict(program, SQUARE)
 
@@ -143,14 +143,14 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {{
     "kind, moved", [("all-gather", 3.0), ("reduce-scatter", 0.75), ("all-reduce", 1.5), ("all-to-all", 0.75)]
 )
 def test_bytes_of_the_ring_algorithms(kind: str, moved: float) -> None:
-    assert schedule.Collective(kind, 1000, (0, 1, 2, 3)).moved_bytes == pytest.approx(1000 * moved)
+    assert timeline.Collective(kind, 1000, (0, 1, 2, 3)).moved_bytes == pytest.approx(1000 * moved)
 
 
 def test_links_of_lines_rings_and_planes() -> None:
     pod = roofline.Slice(V5E, [(x, y, 0) for x in range(16) for y in range(16)])
 
     def bandwidth(on: roofline.Slice, group: range) -> float:
-        collective = schedule.Collective("all-gather", 10**9, tuple(group))
+        collective = timeline.Collective("all-gather", 10**9, tuple(group))
         return collective.moved_bytes / on.seconds(collective)
 
     assert bandwidth(pod, range(16)) == pytest.approx(2 * LINK)  # one dimension of 16 closes to a ring
@@ -158,7 +158,7 @@ def test_links_of_lines_rings_and_planes() -> None:
     assert bandwidth(pod, range(256)) == pytest.approx(4 * LINK)
     assert bandwidth(SQUARE, range(2)) == pytest.approx(LINK)
     assert bandwidth(SQUARE, range(4)) == pytest.approx(2 * LINK)
-    small = schedule.Collective("all-reduce", 4, tuple(range(256)))
+    small = timeline.Collective("all-reduce", 4, tuple(range(256)))
     assert pod.seconds(small) == pytest.approx(16e-6)  # eight hops each way
 
 
@@ -172,7 +172,7 @@ def test_padding_and_loops_that_cannot_be_read() -> None:
     )
     assert array.nbytes == 10 * 8 * 256 * 2 and array.in_hbm
     unknown = TEXT.replace("constant(3)", "parameter(1)")
-    assert schedule.read(unknown).unknown_loops == 1
+    assert timeline.read(unknown).unknown_loops == 1
 
 
 def test_flops_of_a_convolution_leave_out_its_padding() -> None:
@@ -193,10 +193,6 @@ ENTRY %main (x: bf16[2,32,32,128], k: bf16[3,3,128,256]) -> bf16[2,16,16,256] {
 @functools.cache
 def _mesh() -> Mesh:
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed (extra tpu)")
-    from launch.compile import ENVIRONMENT
-    from subtractive_jax.training import aot
-
-    os.environ |= {name: value for name, value in ENVIRONMENT.items() if not name.startswith("JAX")}
     return Mesh(np.array(aot.topology("v5e:2x2").devices), ("x",))
 
 
@@ -207,7 +203,7 @@ def _array(shape: tuple[int, ...], dtype: Any, *spec: str | None) -> jax.ShapeDt
 def _read(function: Any, *arguments: jax.ShapeDtypeStruct) -> roofline.Prediction:
     text = jax.jit(function).lower(*arguments).compile().as_text()
     assert text
-    return roofline.predict(schedule.read(text), roofline.Slice(V5E, [d.coords for d in _mesh().devices.flat]))
+    return roofline.predict(timeline.read(text), roofline.Slice(V5E, [d.coords for d in _mesh().devices.flat]))
 
 
 def test_bytes_of_a_sum() -> None:
@@ -231,7 +227,7 @@ def test_flops_are_those_of_xla_where_there_are_no_loops() -> None:
     compiled = jax.jit(convolved).lower(kernel, x).compile()
     text, costs = compiled.as_text(), compiled.cost_analysis()
     assert text and costs
-    (products,) = (event.flops for event, _ in schedule.read(text).walk() if event.flops)
+    (products,) = (event.flops for event, _ in timeline.read(text).walk() if event.flops)
     assert products == pytest.approx(costs["flops"], rel=0.01)  # which counts additions too
 
 
@@ -269,7 +265,7 @@ def test_kernels_count_what_they_say(said: int | None) -> None:
 
     text = jax.jit(run).lower(_array((4 * 256, 128), jnp.float32, "x")).compile().as_text()
     assert text
-    program = schedule.read(text)
+    program = timeline.read(text)
     assert math.fsum(event.flops for event, _ in program.walk()) == (said or 0)
     assert program.silent_kernels == ({"tpu_custom_call": 1} if said is None else {})
 
@@ -288,7 +284,7 @@ def test_fused_attention_is_counted(batch: int) -> None:
 
     text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile().as_text()
     assert text
-    program = schedule.read(text)
+    program = timeline.read(text)
     # Forward two products of queries and keys; backward five, since the scores are computed again.
     products = sum(event.flops for event, _ in program.walk() if event.kernel)
     assert products == (2 + 5) * 2 * batch // 4 * heads * length**2 * features

@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from subtractive_jax.training import schedule
+from subtractive_jax.cost import timeline
 
 _HOP_SECONDS = 1e-6
 
@@ -116,7 +116,7 @@ class Slice:
         self.chip, self._coordinates = chip, coordinates
         self._sizes = [len(set(axis)) for axis in zip(*coordinates, strict=True)]
 
-    def seconds(self, collective: schedule.Collective) -> float:
+    def seconds(self, collective: timeline.Collective) -> float:
         """A chip at the end of a line has one link along it, on a ring two; the chip with the fewest decides."""
         places = [self._coordinates[partition] for partition in collective.group]
         links = hops = 0
@@ -132,7 +132,7 @@ class Slice:
         return max(collective.moved_bytes / bandwidth, hops * _HOP_SECONDS)
 
 
-def predict(program: schedule.Program, on: Slice) -> Prediction:
+def predict(program: timeline.Program, on: Slice) -> Prediction:
     """The time of one run of `program` on every chip of a slice."""
     chip = on.chip
     flops = sum(event.flops * times for event, times in program.walk())
@@ -168,7 +168,7 @@ class _Replay:
     def __init__(self, on: Slice, cycles: bool) -> None:
         self._slice, self._cycles = on, cycles
 
-    def run(self, events: Sequence[schedule.Event]) -> tuple[float, float]:
+    def run(self, events: Sequence[timeline.Event]) -> tuple[float, float]:
         """Seconds in all, and those spent waiting for collectives."""
         chip = self._slice.chip
         now = memory_free = interconnect_free = exposed = 0.0

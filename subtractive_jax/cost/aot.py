@@ -24,13 +24,19 @@ import ml_collections
 from jax.experimental import topologies
 
 import subtractive_jax
+from subtractive_jax.cost import roofline, timeline
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.training import audio_stages, flops, latent_stages, partitioning, roofline, schedule, steps
+from subtractive_jax.training import audio_stages, flops, latent_stages, partitioning, steps
 from subtractive_jax.training.stage import Task
 
 _EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8"
-_READ_AFTERWARDS = ("hlo.py", "schedule.py", "roofline.py", "flops.py", "aot.py")  # they change no program
 _PROGRESS_SECONDS = 15.0
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no Google Cloud machine to ask about
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # libtpu wants one; the topology's name decides
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock guards devices
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,7 @@ def topology(name: str) -> Topology:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise UserError("no TPU compiler: pip install 'subtractive-jax[tpu]' brings libtpu; no TPU is needed") from None
+    os.environ.update(_LIBTPU_ENVIRONMENT)
     try:
         devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     except (RuntimeError, ValueError) as error:
@@ -118,7 +125,7 @@ def measure(
     needed = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"] + sizes["code"]
     memory |= dict(activations=needed - sum(memory.values()) - sizes["code"], code=sizes["code"])
 
-    program = schedule.read(compiled.text)
+    program = timeline.read(compiled.text)
     prediction = roofline.predict(program, roofline.Slice(on.chip, [device.coords for device in mesh.devices.flat]))
     model_flops = flops.of_step(task.loss, built.abstract["params"], built.batch, config.train) / chips
     times = {name: getattr(prediction, name) for name in ("lower", "replay", "upper", "compiler")}
@@ -203,7 +210,7 @@ def _key(config: ml_collections.ConfigDict, topology: str) -> str:
         sources += sorted((package / room).glob("*.py"))
     said = [config.to_json(sort_keys=True), topology, os.environ.get("LIBTPU_INIT_ARGS", "")]
     said += [importlib.metadata.version(name) for name in ("jax", "libtpu", "flax", "optax")]
-    said += [path.read_text() for path in sources if path.name not in _READ_AFTERWARDS]
+    said += [path.read_text() for path in sources if path.name != "flops.py"]  # read afterwards
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
 
 

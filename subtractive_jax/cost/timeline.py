@@ -3,7 +3,7 @@
 XLA's own cost analysis counts the body of a loop once, takes what stays in a chip's vector memory (VMEM) for traffic of
 its main memory (HBM), and knows no schedule. The text says all three: instructions stand in the order in which they
 run, every array's layout names its memory (`S(1)` is VMEM; without a name it is HBM), and asynchronous copies and
-collectives have a beginning and an end. `read` turns the text into events; `training/roofline.py` gives them times.
+collectives have a beginning and an end. `read` turns the text into events; `cost/roofline.py` gives them times.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from subtractive_jax.training.hlo import Array, Computation, Instruction, Module, convolution_flops, first_group
+from subtractive_jax.cost.hlo import Array, Computation, Instruction, Module, convolution_flops, first_group
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "opt-barrier")
