@@ -62,6 +62,9 @@ def _reference(solver, config, steps):
     return reference
 
 
+OF_DIFFUSERS = ("ddim", "pndm", "dpmsolver++")  # whose schedulers name our timesteps
+
+
 def _assert_same_steps(plan, reference, seed, names=None):
     """Equal samples after every step, each on its own way, from the same noise and the same outputs.
 
@@ -78,7 +81,7 @@ def _assert_same_steps(plan, reference, seed, names=None):
         np.testing.assert_allclose(state.x, expected, rtol=0, atol=1e-5 * scale, err_msg=f"call {call}")
 
 
-@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("solver", OF_DIFFUSERS)
 @pytest.mark.parametrize("config", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("prediction_type", PRESERVES_VARIANCE)
 def test_solvers_take_the_steps_of_diffusers(solver, config, prediction_type):
@@ -106,7 +109,7 @@ def test_dpmsolver_spaces_linearly_as_diffusers_does(prediction_type):
     _assert_same_steps(plan, reference, seed=0)
 
 
-@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("solver", OF_DIFFUSERS)
 @pytest.mark.parametrize("prediction_type", PRESERVES_VARIANCE)
 @pytest.mark.parametrize("begin", [1, 12, 19])
 def test_beginning_in_the_middle(solver, prediction_type, begin):
@@ -160,6 +163,38 @@ def test_flow_takes_the_dpmsolver_steps_of_diffusers(spacing, steps):
     _assert_same_steps(plan, reference, seed=steps)
 
 
+@pytest.mark.parametrize("prediction_type", PRESERVES_VARIANCE)
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_heun_takes_the_steps_of_diffusers(prediction_type, steps):
+    """diffusers' sample is ours over the rate of the signal."""
+    config = _schedule(prediction_type=prediction_type, set_alpha_to_one=True)
+    plan, rates = solvers.plan(config, "heun", steps), schedule.rates(config)
+    reference = diffusers.HeunDiscreteScheduler(prediction_type=prediction_type)
+    reference.set_timesteps(steps)
+    sigmas = np.append(rates[plan.timesteps, 1] / rates[plan.timesteps, 0], 0.0)
+    reference.timesteps, reference.sigmas = torch.from_numpy(plan.timesteps), torch.from_numpy(sigmas)
+    signal = np.append(rates[plan.timesteps, 0], 1.0)
+    random = np.random.default_rng(steps)
+    x = random.standard_normal((2, 8, 6, 3)).astype(np.float32)
+    state, expected = solvers.start(plan, x), torch.from_numpy(x / signal[0])
+    for call, t in enumerate(plan.timesteps):
+        output = random.standard_normal(x.shape).astype(np.float32)
+        expected = reference.step(torch.from_numpy(output), int(t), expected).prev_sample
+        state = solvers.step(plan, call, state, output)
+        scale = np.abs(expected.numpy()).max()
+        np.testing.assert_allclose(state.x / signal[call + 1], expected, rtol=0, atol=2e-5 * scale, err_msg=f"{call}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_heun_of_flow_takes_the_steps_of_diffusers(steps):
+    plan = solvers.plan(FLOW, "heun", steps)
+    reference = diffusers.FlowMatchHeunDiscreteScheduler()
+    reference.set_timesteps(steps)
+    reference.timesteps = torch.from_numpy(plan.timesteps).float()
+    reference.sigmas = torch.tensor(np.append((plan.timesteps + 1) / 1000, 0.0))
+    _assert_same_steps(plan, reference, seed=steps, names=reference.timesteps)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "pndm"])
 @pytest.mark.parametrize("spacing", solvers.SPACINGS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
@@ -209,7 +244,7 @@ def test_more_steps_come_nearer_to_the_data(solver, prediction_type):
     few = 5 if prediction_type == "flow_prediction" else 10  # at 10 DPM-Solver++'s error happens to cross zero
     errors = [_gaussian_error(solver, config, steps) for steps in (few, 40, 200)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.02
-    if solver == "dpmsolver++" or (solver == "pndm" and prediction_type != "v_prediction"):
+    if solver in ("dpmsolver++", "heun") or (solver == "pndm" and prediction_type != "v_prediction"):
         assert errors[0] < 0.5 * _gaussian_error("ddim", config, few)
 
 

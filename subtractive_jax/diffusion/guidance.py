@@ -4,6 +4,7 @@ Both are linear in the denoiser's outputs with weights that sum to one, so they 
 """
 
 import jax
+import jax.numpy as jnp
 
 
 def text(null: jax.Array, text: jax.Array, text_guidance: float | jax.Array) -> jax.Array:
@@ -28,3 +29,17 @@ def context_and_text(
       text_guidance: s_T.
     """
     return null + context_guidance * (context - null) + text_guidance * (both - context)
+
+
+def rescaled(guided: jax.Array, conditional: jax.Array, rescale: float | jax.Array) -> jax.Array:
+    """Brings the spread of guided outputs back to that of the conditional ones (Lin et al. 2024, eq. 15 and 16).
+
+    Strong guidance makes outputs larger than any in training, which saturates what they become.
+
+    Args:
+      guided, conditional: [B, ...].
+      rescale: phi, how much of the correction is taken: 0 leaves `guided`, 1 gives it the other's standard deviation.
+    """
+    axes = tuple(range(1, guided.ndim))
+    factor = jnp.std(conditional, axes, keepdims=True) / jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-8)
+    return guided * (1.0 + rescale * (factor - 1.0))

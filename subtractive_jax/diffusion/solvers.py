@@ -1,8 +1,9 @@
-"""Solvers of the probability-flow ODE: DDIM, PNDM and DPM-Solver++ 2M, as diffusers spaces and takes their steps.
+"""Solvers of the probability-flow ODE: DDIM (which is Euler's method), Heun, PNDM and DPM-Solver++ 2M.
 
-All are linear multistep methods: the next sample is a linear combination of the sample and of the denoiser's latest
-outputs, with coefficients that follow from the noise schedule alone. So a solver is a table of coefficients, worked out
-once in float64, and one `step` serves all. A new solver is a function that fills the table, entered in `SOLVERS`.
+Timesteps and steps are those of diffusers. The next sample is a linear combination of the sample and of the denoiser's
+latest outputs, with coefficients that follow from the noise schedule alone. So a solver is a table of coefficients,
+worked out once in float64, and one `step` serves all. A new solver is a function that fills the table, entered in
+`SOLVERS`.
 
     plan = solvers.plan(config.schedule, "pndm", steps=50)
     state = solvers.start(plan, noise)
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtractive_jax.diffusion import objective
-from subtractive_jax.diffusion.schedule import CLEAN, Array, rates
+from subtractive_jax.diffusion.schedule import CLEAN, FLOW, Array, rates
 from subtractive_jax.errors import UserError, unknown_name
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -62,7 +63,7 @@ def plan(schedule: Any, solver: str, steps: int, begin: int = 0) -> Plan:
     Args:
       schedule: `config.schedule`, with the names of diffusers' scheduler configs.
       solver: one of `SOLVERS`.
-      steps: of the whole way; PNDM calls the denoiser once more.
+      steps: of the whole way; PNDM calls the denoiser once more, Heun twice a step but for the last.
       begin: how many of the first steps to leave out (SDEdit). Every solver then starts as at the top, without history.
 
     Raises:
@@ -118,7 +119,7 @@ def _transfer(levels: np.ndarray, prediction_type: str) -> np.ndarray:
 
 
 def _ddim(timesteps: np.ndarray, levels: np.ndarray, prediction_type: str) -> Plan:
-    """DDIM with eta = 0 (Song et al. 2021, eq. 12); for rectified flow the Euler step, x + (s' - s) output."""
+    """DDIM with eta = 0 (Song et al. 2021, eq. 12): Euler's step in x / signal; for rectified flow x + (s' - s) output."""
     transfer = _transfer(levels, prediction_type)
     return _table(timesteps, (0.0, 1.0), transfer[:, 0], transfer[:, 1:])
 
@@ -158,4 +159,23 @@ def _dpmsolver_pp(timesteps: np.ndarray, levels: np.ndarray, prediction_type: st
     return _table(timesteps, objective.reading(prediction_type, levels[:-1])[:, 0], noise[1:] / noise[:-1], weights)
 
 
-SOLVERS = {"ddim": _ddim, "pndm": _pndm, "dpmsolver++": _dpmsolver_pp}
+def _heun(timesteps: np.ndarray, levels: np.ndarray, prediction_type: str) -> Plan:
+    """Heun's method (Karras et al. 2022, algorithm 1 without churn): each step again, with the mean slope of both ends.
+
+    Slopes are the noise in x / signal over noise / signal, as in diffusers' HeunDiscreteScheduler; the velocity with
+    rectified flow, as in FlowMatchHeunDiscreteScheduler. The last step, to clean data, is Euler's.
+    """
+    if prediction_type == FLOW:
+        read, transfer = np.broadcast_to((0.0, 1.0), levels[:-1].shape), _transfer(levels, FLOW)
+    else:
+        levels = np.concatenate([np.maximum(levels[:-1], (_SMALLEST_SIGNAL, 0.0)), levels[-1:]])
+        read = objective.reading(prediction_type, levels[:-1])[:, 1]
+        transfer = _transfer(levels, "epsilon")
+    place = np.repeat(np.arange(len(timesteps)), 2)[1:]  # every place but the first is called twice
+    corrects = np.arange(len(place)) % 2 == 1
+    slope = np.where(corrects, transfer[place - 1, 1] / 2.0, transfer[place, 1])
+    keep = np.where(corrects, 1.0, transfer[place, 0])
+    return _table(timesteps[place], read[place], keep, np.stack([slope, np.where(corrects, -slope, 0.0)], axis=-1))
+
+
+SOLVERS = {"ddim": _ddim, "heun": _heun, "pndm": _pndm, "dpmsolver++": _dpmsolver_pp}

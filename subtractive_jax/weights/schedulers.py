@@ -86,7 +86,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     """`scheduler_config.json` of the scheduler that takes our solver's steps.
 
     Raises:
-      UserError: the model predicts flow, for whose timesteps diffusers counts from 1.
+      UserError: the model predicts flow, for whose timesteps diffusers counts from 1; or its solver is Heun's, whose
+        namesake there takes other timesteps.
     """
     if config.schedule.prediction_type == schedule.FLOW:
         raise UserError(
@@ -94,6 +95,10 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
             "the model knows: ship the model folder itself"
         )
     solver = config.sampling.solver
+    if solver not in _CLASSES:
+        raise UserError(
+            f'no scheduler of diffusers takes the steps of sampling.solver="{solver}": {", ".join(_CLASSES)} do'
+        )
     content = {"_class_name": _CLASSES[solver], **config.schedule.to_dict(), **_FIXED[solver], "trained_betas": None}
     if solver == "dpmsolver++":
         content["final_sigmas_type"] = "zero" if content.pop("set_alpha_to_one") else "sigma_min"
