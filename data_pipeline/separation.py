@@ -10,7 +10,7 @@ model classes are.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,20 @@ class Separator:
             mono = segment.mean(axis=0) * deviation + mean
             stems = estimates[rows].mean(axis=1) * deviation
             yield np.concatenate([stems, (mono - stems.sum(axis=0))[None]]).astype(np.float32)
+
+    def extract(self, mixture: Callable[[], Iterator[np.ndarray]], stems: Sequence[str]) -> Iterator[np.ndarray]:
+        """Stereo blocks `[stems, 2, samples]` float32 of the named stems alone; arguments as in `separate`.
+
+        Raises:
+          UserError: the model does not know a stem, and what `mixture` raises.
+        """
+        rows = {_STEM_NAMES[source]: row for row, source in enumerate(self.model.sources)}
+        for stem in stems:
+            if stem not in rows:
+                raise unknown_name("stem of the separator", stem, rows)
+        mean, deviation = _level(mixture())
+        for _, estimates in self._estimates((block - mean) / deviation for block in mixture()):
+            yield (estimates[[rows[stem] for stem in stems]] * deviation).astype(np.float32)
 
     def _estimates(self, mixture: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Consecutive pieces of the mixture, `[2, samples]`, and their sources, `[sources, 2, samples]`.

@@ -1,16 +1,23 @@
-"""Inserts a stem into songs: audio, measures and a listening page.
+"""Inserts stems into songs: audio, measures and a listening page.
 
   python -m launch.sample --model=tiny --input=song.wav --instruction="Add reggae beats" --output=OUT
   python -m launch.sample --model=RUN --input=STEMS --remove --instruction="Add jazzy drums" --output=OUT
+  python -m launch.sample --model=RUN --input=song.wav --stem=bass,drums --instruction="Add a bass | Add rock drums" ...
   python -m launch.sample --model=tiny --jobs=JOBS.jsonl --output=OUT
 
---model is a run folder, a model folder or the name of a shipped model. --input is a song without the stem; with
---remove it is a folder of stems (drums.wav, bass.wav, ...), of which the one named by --stem is left out.
+--model is a run folder, a model folder or the name of a shipped model. --input is a song without the stem. With
+--remove the stem is taken out first: --input is a folder of stems (drums.wav, bass.wav, ...), of which the one named by
+--stem is left out, or a complete song, which Demucs separates. With --start and --end as well, the old stem stays
+outside of them, and the new one continues it.
+
+--stem=bass,drums inserts one after the other, each to the song with those before it; --stem=bass+drums both at once, if
+the model has learnt that.
 
 OUT holds stem and mix of the best candidate, result.json, the other candidates in candidates/SEED/ and index.html, the
 listening page. A line of JOBS.jsonl is {"id": ..., "input": ..., "instruction": ...} plus any other flag by name; flags
-given on the command line hold for all lines. Each job's files go to OUT/ID/; one page and summary.jsonl cover all.
-A job that fails is reported there, and the others go on.
+given on the command line hold for all lines, and the seed of a line without one follows from its id. Each job's files
+go to OUT/ID/; one page and summary.jsonl cover all. A job that fails is reported there, and the others go on. Run again
+with the same --output, the program skips the jobs that are finished.
 """
 
 import contextlib
@@ -19,8 +26,10 @@ import json
 import re
 import shutil
 import tempfile
+import time
 import typing
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +42,34 @@ from launch import program
 from subtractive_jax import page
 from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.representation.audio import FORMATS, read_audio, write_audio
-from subtractive_jax.sampling import gates
+from subtractive_jax.representation.audio import FORMATS, audio_writer, resampled
+from subtractive_jax.sampling import candidates, gates
+from subtractive_jax.sampling.insert import Settings
+from subtractive_jax.sampling.insertion import Insertion, on_grid
+from subtractive_jax.sampling.song import Song, SongFile, Sum
 
 if typing.TYPE_CHECKING:
     from subtractive_jax.model import Model
 
 _MODEL = flags.DEFINE_string("model", None, "Run folder, model folder or name of a shipped model.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist, but for --jobs.", required=True)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --output if an earlier run of this program wrote it.")
 _JOBS = flags.DEFINE_string("jobs", None, "JSON lines of jobs, instead of --input and --instruction.")
-flags.DEFINE_string("input", None, "Audio file of the song, or with --remove a folder of stems.")
-flags.DEFINE_string("instruction", None, 'What to add, such as "Add reggae beats".')
-flags.DEFINE_string("stem", "drums", "The stem to insert.")
-flags.DEFINE_bool("remove", False, "Take the stem out first; --input is a folder of stems.")
+flags.DEFINE_string("input", None, "Audio file of the song, or with --remove also a folder of stems.")
+flags.DEFINE_string("instruction", None, 'What to add, such as "Add reggae beats"; one for each stem with | between.')
+flags.DEFINE_string("stem", "drums", "The stem to insert; several with commas, one after the other.")
+flags.DEFINE_bool("remove", False, "Take the stem out first.")
+flags.DEFINE_string("separator", "htdemucs", "The Demucs model that takes stems out of complete songs.")
+flags.DEFINE_string("separator_repo", "", "A folder with that model, instead of the published ones.")
 flags.DEFINE_integer("num_candidates", 1, "Stems to draw, with seeds from --seed on; the best comes first.")
-flags.DEFINE_integer("seed", 0, "The same seed gives the same stem.")
+flags.DEFINE_integer("max_redraws", 0, "How many more to draw in place of silent, unchanged or clipping ones.")
+flags.DEFINE_integer("seed", None, "The same seed gives the same stem. 0 unless given.")
 flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given.")
 flags.DEFINE_integer("steps", None, "Denoising steps; the model's own unless given.")
 flags.DEFINE_float("text_guidance", None, "How strongly to follow the instruction; the model's own unless given.")
 flags.DEFINE_float("context_guidance", None, "How strongly to follow the music; the model's own unless given.")
+flags.DEFINE_float("guidance_rescale", 0.0, "0 to 1: how far to undo what strong guidance does to the level.")
+flags.DEFINE_string("guidance_interval", "0,1", "Where there is guidance: shares of the timesteps, 0 clean, 1 noise.")
 flags.DEFINE_string("method", "insert", "insert, or sdedit: the baseline with the base denoiser.")
 flags.DEFINE_float("strength", None, "sdedit: how much of the song is redrawn, above 0 and at most 1.")
 flags.DEFINE_float("start", 0.0, "Where in the song the stem may begin, in seconds.")
@@ -60,17 +77,7 @@ flags.DEFINE_float("end", None, "Where in the song the stem must end, in seconds
 flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
 flags.DEFINE_string("format", "wav", f"Of the audio files: {', '.join(FORMATS)}.")
 
-OPTIONS = (  # of `Model.insert`, passed on as they are
-    "solver",
-    "steps",
-    "text_guidance",
-    "context_guidance",
-    "method",
-    "strength",
-    "start",
-    "end",
-    "stem_gain_db",
-)
+_ROWS_SHOWN = 40  # of the table at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +89,17 @@ class Job:
     instruction: str
     stem: str
     remove: bool
+    separator: str
+    separator_repo: str
     num_candidates: int
+    max_redraws: int
     seed: int
     solver: str | None
     steps: int | None
     text_guidance: float | None
     context_guidance: float | None
+    guidance_rescale: float
+    guidance_interval: str
     method: str
     strength: float | None
     start: float
@@ -100,8 +112,27 @@ class Job:
             raise UserError('format "mid": this model writes audio, not notes')
         if self.format not in FORMATS:
             raise unknown_name("format", self.format, FORMATS)
-        if self.num_candidates < 1:
-            raise UserError(f"num_candidates {self.num_candidates}: draw one at least")
+
+    @property
+    def stems(self) -> list[str]:
+        """Those inserted one after the other."""
+        return [name.strip() for name in self.stem.split(",")]
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the sampler.
+
+        Raises:
+          UserError: `guidance_interval` is not two numbers.
+        """
+        try:
+            low, high = map(float, self.guidance_interval.split(","))
+        except ValueError:
+            raise UserError(
+                f'guidance_interval "{self.guidance_interval}": give two numbers, such as 0.1,0.9'
+            ) from None
+        names = {field.name for field in dataclasses.fields(Settings)} - {"guidance_interval"}
+        return Settings(guidance_interval=(low, high), **{name: getattr(self, name) for name in names})
 
 
 def job_from(fields: Mapping[str, Any]) -> Job:
@@ -153,15 +184,33 @@ def jobs_in(path: str, defaults: Mapping[str, Any]) -> Iterator[tuple[str, Job |
                 raise UserError(f'{path}:{number}: the id "{fields["id"]}" is taken by an earlier line')
             name = fields["id"]
             seen.add(name)
-            yield name, job_from({**defaults, **fields})
+            fields = {**defaults, **fields}
+            if fields["seed"] is None:
+                fields["seed"] = zlib.crc32(name.encode())
+            yield name, job_from(fields)
         except json.JSONDecodeError as error:
             yield name, UserError(f"{path}:{number}: not JSON ({error})")
         except UserError as error:
             yield name, error
 
 
-def read_song(job: Job) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """(the song without the stem, the whole song if known, sample rate); audio [channels, samples].
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a job starts from.
+
+    Attributes:
+      context: the song without the stems.
+      old_stems: for each stem to insert what was there before, where that is known.
+      original: the whole song, where that is known.
+    """
+
+    context: Song
+    old_stems: Sequence[Song | None]
+    original: Song | None
+
+
+def read_input(job: Job, folder: Path) -> Input:
+    """Opens the input; what Demucs takes out of it is put into `folder`.
 
     Raises:
       UserError: the input is not what `remove` says, or unreadable.
@@ -170,115 +219,240 @@ def read_song(job: Job) -> tuple[np.ndarray, np.ndarray | None, int]:
     if path.suffix.lower() in (".mid", ".midi"):
         raise UserError(f"{path}: this version inserts into audio, not MIDI")
     if not path.is_dir():
-        if job.remove:
-            raise UserError(f"{path}: to remove a stem, give a folder of stems; this version does not separate mixes")
-        context, sample_rate = read_audio(path)
-        return context, None, sample_rate
+        song = SongFile(path)
+        return separated(job, song, folder) if job.remove else Input(song, [None] * len(job.stems), None)
     if not job.remove:
         raise UserError(f"{path} is a folder: add --remove to take the {job.stem} out of a folder of stems")
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower().removeprefix(".") in FORMATS}
-    removed_stems = set(job.stem.split("+"))
-    for name in removed_stems - files.keys():
+    removed = [stem.split("+") for stem in job.stems]
+    names = {name for group in removed for name in group}
+    for name in names - files.keys():
         raise unknown_name(f"stem in {path}", name, files)
-    if len(files) == 1:
+    if names == files.keys():
         raise UserError(f"{path}: nothing is left without the {job.stem}")
-    stems = {name: read_audio(file) for name, file in files.items()}
-    rates = {sample_rate for _, sample_rate in stems.values()}
-    if len(rates) > 1:
-        raise UserError(f"{path}: the stems have different sample rates ({', '.join(map(str, sorted(rates)))} Hz)")
-    channels = {len(audio) for audio, _ in stems.values()}
-    if len(channels - {1}) > 1:
-        raise UserError(
-            f"{path}: the stems have different numbers of channels ({', '.join(map(str, sorted(channels)))})"
-        )
-    shape = max(channels), max(audio.shape[1] for audio, _ in stems.values())
-    context, removed = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for name, (audio, _) in stems.items():
-        (removed if name in removed_stems else context)[:, : audio.shape[1]] += audio
-    return context, context + removed, rates.pop()
+    songs = {name: SongFile(file) for name, file in files.items()}
+
+    def added(chosen: Sequence[str], others: Sequence[str] = ()) -> Sum:
+        """A sum as long, and of as many channels, as the whole song."""
+        return Sum([songs[name] for name in (*chosen, *others)], [1.0] * len(chosen) + [0.0] * len(others))
+
+    kept = [name for name in songs if name not in names]
+    context = added(kept, sorted(names))
+    old_stems = [added(group, [name for name in songs if name not in group]) for group in removed]
+    return Input(context, old_stems, Sum([context, added(sorted(names), kept)], [1.0, 1.0]))
 
 
-def sample(model: "Model", job: Job, folder: Path) -> tuple[dict[str, Any], page.Row]:
+def separated(job: Job, song: SongFile, folder: Path) -> Input:
+    """Takes the stems out of a complete song; what Demucs hears of them is subtracted from the song."""
+    from data_pipeline import separation
+    from data_pipeline.song import Tools
+
+    separator = separation.separator(Tools(separator=job.separator, separator_repo=job.separator_repo))
+    samples = 0
+
+    def mixture() -> Iterator[np.ndarray]:
+        nonlocal samples
+        samples = 0
+        for block in resampled(song.blocks(), song.sample_rate, separator.sample_rate):
+            yield np.broadcast_to(block, (2, block.shape[1])) if song.channels == 1 else block[:2]
+
+    if song.channels > 2:
+        raise UserError(f"{song.path}: {song.channels} channels; Demucs separates mono and stereo")
+    names = sorted({name for stem in job.stems for name in stem.split("+")})
+    paths = [folder / f"removed_{name}.wav" for name in names]
+    length = sum(block.shape[1] for block in song.blocks())
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(audio_writer(path, song.channels, song.sample_rate)) for path in paths]
+        bar = stack.enter_context(tqdm(desc=f"{job.id}: separating", total=length, unit="sample", leave=False))
+        flat = (block.reshape(-1, block.shape[-1]) for block in separator.extract(mixture, names))
+        for block in resampled(flat, separator.sample_rate, song.sample_rate):
+            block = block[:, : length - samples]
+            samples += block.shape[1]
+            bar.update(block.shape[1])
+            for write, stereo in zip(writers, block.reshape(len(names), 2, -1), strict=True):
+                write(on_grid(stereo if song.channels == 2 else stereo.mean(axis=0, keepdims=True)))
+    removed = {name: SongFile(path) for name, path in zip(names, paths, strict=True)}
+    old_stems = [Sum([removed[name] for name in stem.split("+")], [1.0] * len(stem.split("+"))) for stem in job.stems]
+    return Input(Sum([song, *old_stems], [1.0] + [-1.0] * len(old_stems)), old_stems, song)
+
+
+def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
     """Does one job.
 
     Returns:
-      (the content of `folder/result.json`, the job's row of the listening page with files relative to `folder`).
+      The content of `folder/result.json`.
 
     Raises:
       UserError: the job cannot be done.
     """
-    context, original, sample_rate = read_song(job)
-    options = {name: getattr(job, name) for name in OPTIONS}
-    candidates = []
-    for seed in range(job.seed, job.seed + job.num_candidates):
-        with tqdm(desc=f"{job.id} (seed {seed})", unit="step", disable=None, leave=False) as bar:
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".removed.") as temporary:
+        given = read_input(job, Path(temporary))
+        with tqdm(desc=job.id, unit="step", disable=None, leave=False) as bar:
 
-            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+            def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            candidates.append(
-                model.insert(context, sample_rate, job.instruction, job.stem, seed, progress=progress, **options)
+            found = candidates.in_turn(
+                model,
+                given.context,
+                [text.strip() for text in job.instruction.split("|")],
+                job.stems,
+                job.settings,
+                job.seed,
+                job.num_candidates,
+                job.max_redraws,
+                given.old_stems,
+                progress,
             )
-    candidates.sort(key=lambda candidate: gates.score(candidate.info["figures"]), reverse=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    for rank, candidate in enumerate(candidates):
-        place = folder / "candidates" / str(candidate.info["seed"]) if rank else folder
-        place.mkdir(parents=True, exist_ok=True)
-        write_audio(place / f"stem.{job.format}", candidate.stem, sample_rate)
-        write_audio(place / f"mix.{job.format}", candidate.mix, sample_rate)
-    players = [
-        ("Without the stem", f"without_stem.{job.format}"),
-        ("With the new stem", f"mix.{job.format}"),
-        ("New stem alone" + " (estimated)" * candidates[0].estimated, f"stem.{job.format}"),
-    ]
-    write_audio(folder / players[0][1], context, sample_rate)
-    if original is not None:
-        players.insert(0, ("Original", f"original.{job.format}"))
-        write_audio(folder / players[0][1], original, sample_rate)
-    scores = {candidate.info["seed"]: gates.score(candidate.info["figures"]) for candidate in candidates}
-    result = {"id": job.id, "input": job.input, **candidates[0].info, "candidates": scores}
+        best = [ranked[0] for ranked in found]
+        players = write_best(folder, job, given, best)
+        for stem, ranked in zip(job.stems, found, strict=True):
+            for other in ranked[1:]:
+                place = folder / "candidates" / str(other.info["seed"])
+                place.mkdir(parents=True, exist_ok=True)
+                write_parts(other, place, job.format, f"_{stem}" if len(found) > 1 else "")
+    scores = [{one.info["seed"]: gates.score(one.info["figures"]) for one in ranked} for ranked in found]
+    result = {"id": job.id, "input": job.input, **best[-1].info, "candidates": scores[-1]}
+    if len(found) > 1:
+        stems = [{**one.info, "candidates": each} for one, each in zip(best, scores, strict=True)]
+        result |= {"stem": job.stem, "instruction": job.instruction, "stems": stems}
+    result |= {"players": players, "job": dataclasses.asdict(job)}
+    result["seconds"] = {**result["seconds"], "all": time.perf_counter() - began}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result, page_row(result, players)
+    return result
 
 
-def page_row(result: Mapping[str, Any], players: list[tuple[str, str]]) -> page.Row:
-    """What the listening page says about a result."""
+def write_parts(insertion: Insertion, folder: Path, format: str, suffix: str) -> None:
+    """Writes stem and mix."""
+    channels, rate = insertion.channels, insertion.sample_rate
+    with (
+        audio_writer(folder / f"stem{suffix}.{format}", channels, rate) as write_stem,
+        audio_writer(folder / f"mix{suffix}.{format}", channels, rate) as write_mix,
+    ):
+        for _, stem, mix in insertion.parts():
+            write_stem(stem)
+            write_mix(mix)
+
+
+def write_best(folder: Path, job: Job, given: Input, best: Sequence[Insertion]) -> list[tuple[str, str]]:
+    """Writes the song before and after, and the stems; returns the page's players."""
+    players = {
+        "original": "Original",
+        "without_stem": "Without the stem",
+        "mix": "With the new stem",
+        "stem": "New stem alone",
+    }
+    if given.original is None:
+        del players["original"]
+    if any(one.estimated for one in best):
+        players["stem"] += " (estimated)"
+    alone = [f"stem_{name}" for name in job.stems] if len(best) > 1 else []
+    channels, rate = given.context.channels, given.context.sample_rate
+    with contextlib.ExitStack() as stack:
+
+        def writer(name: str) -> Callable[[np.ndarray], None]:
+            return stack.enter_context(audio_writer(folder / f"{name}.{job.format}", channels, rate))
+
+        writers = {name: writer(name) for name in [*players, *alone]}
+        for parts in zip(*(one.parts() for one in best), strict=True):
+            writers["without_stem"](parts[0][0])
+            writers["stem"](sum(stem for _, stem, _ in parts))
+            writers["mix"](parts[-1][2])
+            for name, (_, stem, _) in zip(alone, parts, strict=False):
+                writers[name](stem)
+        if given.original is not None:
+            for block in given.original.blocks():
+                writers["original"](block)
+    return [(label, f"{name}.{job.format}") for name, label in players.items()]
+
+
+def page_row(result: Mapping[str, Any], folder: str = "") -> page.Row:
+    """What the listening page says about a result, whose files are in `folder`."""
     measured = result["figures"]
     kept = measured["preservation"]
     figures = {
         "Onset agreement (F1)": measured["onsets"]["f1"],
+        "Beat agreement (F1)": measured["beats"],
         "Stem against music (dB)": measured["stem_level_db"],
         "Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
         "Flags": measured["flags"],
     }
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
+    players = [(label, f"{folder}{file}") for label, file in result["players"]]
     return page.Row(result["id"], result["instruction"], players, settings, figures)
 
 
-def run_jobs(model: "Model", path: str, folder: Path) -> tuple[list[page.Row], int]:
-    """Does all jobs of a file, writes `summary.jsonl`, and returns the page's rows and the number of failures."""
-    rows, failures = [], 0
+def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder: Path) -> tuple[list[page.Row], int]:
+    """Does the jobs that `folder` lacks, writes `summary.jsonl`, and returns the page's rows and failures."""
+    rows, lines = [], []
     with (folder / "summary.jsonl").open("w", encoding="utf-8") as summary:
-        for name, job in jobs_in(path, flag_values()):
+        for name, job in jobs:
             try:
                 if isinstance(job, UserError):
                     raise job
-                result, row = sample(model, job, folder / name)
-                rows.append(
-                    dataclasses.replace(row, players=[(label, f"{name}/{file}") for label, file in row.players])
-                )
+                result = finished(job, folder / name)
+                if result is None:
+                    with new_folder(folder / name, overwrite=False) as place:
+                        result = sample(model, job, place)
+                rows.append(page_row(result, f"{name}/"))
                 line = {"id": name, "status": "done", "result": result}
-            except UserError as error:
-                failures += 1
+            except Exception as error:  # whatever one job meets, the others go on
+                reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                reason = " ".join(reason.split())
                 instruction = job.instruction if isinstance(job, Job) else "This job was not understood"
-                rows.append(page.Row(name, instruction, note=str(error)))
-                line = {"id": name, "status": "failed", "error": str(error)}
-            print(f"{name}: {line.get('error', 'done')}", flush=True)
+                rows.append(page.Row(name, instruction, note=reason))
+                line = {"id": name, "status": "failed", "error": reason}
+            tqdm.write(f"{name}: {line.get('error', 'done')}")
             summary.write(json.dumps(line) + "\n")
             summary.flush()
-    return rows, failures
+            lines.append(line)
+    print(table(lines))
+    return rows, sum(line["status"] == "failed" for line in lines)
+
+
+def finished(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The result of an earlier run, if it is there.
+
+    Raises:
+      UserError: it is of another job.
+    """
+    if not folder.exists():
+        return None
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        before = {**result["job"], "model": result["model"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is there, and is no result of this program: give another --output") from error
+    now = {**dataclasses.asdict(job), "model": _MODEL.value}
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{folder} is of another job ({name} was {before.get(name)}, now {value}): give another --output, or "
+                "--overwrite to do all again"
+            )
+    return result
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What came of the jobs, for a terminal."""
+    done = [line["result"] for line in lines if line["status"] == "done"]
+    width = max(len(line["id"]) for line in lines)
+    text = [f"{'':<{width}}  onset F1  beat F1  stem dB  flags"]
+    for result in done[:_ROWS_SHOWN]:
+        measured = result["figures"]
+        text.append(
+            f"{result['id']:<{width}}{measured['onsets']['f1']:>10.2f}{measured['beats']:>9.2f}"
+            f"{measured['stem_level_db']:>9.1f}  {', '.join(measured['flags']) or '-'}"
+        )
+    if len(done) > _ROWS_SHOWN:
+        text.append(f"... and {len(done) - _ROWS_SHOWN} more in summary.jsonl")
+    flagged = sum(bool(result["figures"]["flags"]) for result in done)
+    seconds = sum(result["seconds"]["all"] for result in done)
+    text.append(f"{len(done)} done in {seconds:.0f} s, {flagged} of them flagged; {len(lines) - len(done)} failed")
+    return "\n".join(text)
 
 
 @contextlib.contextmanager
@@ -306,6 +480,23 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
+@contextlib.contextmanager
+def jobs_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder, or that of an earlier run of jobs, to go on in.
+
+    Raises:
+      UserError: `path` exists and is neither.
+    """
+    if overwrite or not path.exists():
+        if path.exists():
+            with new_folder(path, overwrite):
+                pass
+        path.mkdir(parents=True, exist_ok=True)
+    elif not (path / "summary.jsonl").is_file():
+        raise UserError(f"{path} exists and holds no jobs of this program: give another --output")
+    yield path
+
+
 def main() -> None:
     values = flag_values()
     if _JOBS.value and (values["input"] or values["instruction"]):
@@ -313,18 +504,22 @@ def main() -> None:
     if not _JOBS.value and (values["input"] is None or values["instruction"] is None):
         raise UserError("give --input and --instruction, or --jobs")
     output = Path(_OUTPUT.value)
+    if _JOBS.value:
+        jobs = list(jobs_in(_JOBS.value, values))
+        model = subtractive_jax.load(_MODEL.value)
+        with jobs_folder(output, _OVERWRITE.value) as folder:
+            rows, failures = run_jobs(model, jobs, folder)
+            page.write(folder, f"{len(rows)} jobs with {_MODEL.value}", rows)
+        print(output / "index.html")
+        if failures:
+            raise UserError(f"{failures} of {len(rows)} jobs failed: see {output / 'summary.jsonl'}")
+        return
     with new_folder(output, _OVERWRITE.value) as folder:
         model = subtractive_jax.load(_MODEL.value)
-        if _JOBS.value:
-            rows, failures = run_jobs(model, _JOBS.value, folder)
-            page.write(folder, f"{len(rows)} jobs with {_MODEL.value}", rows)
-        else:
-            job = job_from({"id": Path(values["input"]).resolve().stem, **values})
-            _, row = sample(model, job, folder)
-            page.write(folder, f"New {job.stem} for {job.id}", [row])
+        job = job_from({"id": Path(values["input"]).resolve().stem, **values, "seed": values["seed"] or 0})
+        result = sample(model, job, folder)
+        page.write(folder, f"New {job.stem} for {job.id}", [page_row(result)])
     print(output / "index.html")
-    if _JOBS.value and failures:
-        raise UserError(f"{failures} of {len(rows)} jobs failed: see {output / 'summary.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -139,24 +139,37 @@ class Model:
         stem: int,
         context_guidance: float,
         text_guidance: float,
+        guidance_rescale: float = 0.0,
     ) -> np.ndarray:
         """The subtractive denoiser's guided output for windows, in its prediction type: [windows, F, T, C].
+
+        Where both guidances are 1 it is asked once instead of three times.
 
         Args:
           x: noisy scaled latents [windows, F, T, C].
           context: scaled latents of the context, same shape.
           text_states: of the null text and of the instruction [2, L, D]; `text_mask` [2, L].
           stem: index in `stems`.
+          guidance_rescale: see `guidance.rescaled`.
         """
-        shared = (np.int32(timestep), text_states, text_mask, np.int32(stem))
-        guided = (np.float32(context_guidance), np.float32(text_guidance))
-        return self._in_batches(self._denoised, self.params("denoiser"), x, context, shared=shared + guided)
+        params, shared = self.params("denoiser"), (np.int32(timestep), text_states, text_mask, np.int32(stem))
+        if context_guidance == text_guidance == 1.0:
+            return self._in_batches(self._predicted, params, x, context, shared=shared)
+        guided = (np.float32(context_guidance), np.float32(text_guidance), np.float32(guidance_rescale))
+        return self._in_batches(self._denoised, params, x, context, shared=(*shared, *guided))
 
     def denoise_base(
-        self, x: np.ndarray, timestep: int, text_states: np.ndarray, text_mask: np.ndarray, text_guidance: float
+        self,
+        x: np.ndarray,
+        timestep: int,
+        text_states: np.ndarray,
+        text_mask: np.ndarray,
+        text_guidance: float,
+        guidance_rescale: float = 0.0,
     ) -> np.ndarray:
         """The base denoiser's guided output for windows [windows, F, T, C]; arguments as in `denoise`."""
-        shared = (np.int32(timestep), text_states, text_mask, np.float32(text_guidance))
+        guided = (np.float32(text_guidance), np.float32(guidance_rescale))
+        shared = (np.int32(timestep), text_states, text_mask, *guided)
         return self._in_batches(self._denoised_base, self.params("base_denoiser"), x, shared=shared)
 
     def _in_batches(self, function: Callable, params: Any, *windows: np.ndarray, shared: tuple = ()) -> np.ndarray:
@@ -233,6 +246,7 @@ class Model:
             stem: jax.Array,
             context_guidance: jax.Array,
             text_guidance: jax.Array,
+            guidance_rescale: jax.Array,
         ) -> jax.Array:
             windows = len(x)
             contexts = jnp.stack([jnp.zeros_like(context), context, context], axis=1)  # e(0,0), e(c,0), e(c,y)
@@ -246,9 +260,35 @@ class Model:
                 jnp.broadcast_to(stem, 3 * windows),
             ).reshape(windows, 3, *x.shape[1:])
             null, music, both = (outputs[:, branch] for branch in range(3))
-            return guidance.context_and_text(null, music, both, context_guidance, text_guidance)
+            guided = guidance.context_and_text(null, music, both, context_guidance, text_guidance)
+            return guidance.rescaled(guided, both, guidance_rescale)
 
-        return self._jit(denoised, batched=2, shared=6)
+        return self._jit(denoised, batched=2, shared=7)
+
+    @functools.cached_property
+    def _predicted(self) -> Callable:
+        network = parts.network("denoiser", self.config)
+
+        def predicted(
+            params: Any,
+            x: jax.Array,
+            context: jax.Array,
+            timestep: jax.Array,
+            text_states: jax.Array,
+            text_mask: jax.Array,
+            stem: jax.Array,
+        ) -> jax.Array:
+            windows = len(x)
+            return network.apply(
+                params,
+                jnp.concatenate([x, context], axis=-1),
+                jnp.broadcast_to(timestep, windows),
+                jnp.broadcast_to(text_states[1], (windows, *text_states.shape[1:])),
+                jnp.broadcast_to(text_mask[1], (windows, *text_mask.shape[1:])),
+                jnp.broadcast_to(stem, windows),
+            )
+
+        return self._jit(predicted, batched=2, shared=4)
 
     @functools.cached_property
     def _denoised_base(self) -> Callable:
@@ -261,6 +301,7 @@ class Model:
             text_states: jax.Array,
             text_mask: jax.Array,
             text_guidance: jax.Array,
+            guidance_rescale: jax.Array,
         ) -> jax.Array:
             windows = len(x)
             outputs = network.apply(
@@ -270,9 +311,10 @@ class Model:
                 jnp.tile(text_states, (windows, 1, 1)),
                 jnp.tile(text_mask, (windows, 1)),
             ).reshape(windows, 2, *x.shape[1:])
-            return guidance.text(outputs[:, 0], outputs[:, 1], text_guidance)
+            guided = guidance.text(outputs[:, 0], outputs[:, 1], text_guidance)
+            return guidance.rescaled(guided, outputs[:, 1], guidance_rescale)
 
-        return self._jit(denoised, batched=1, shared=4)
+        return self._jit(denoised, batched=1, shared=5)
 
 
 def load(name_or_path: str, windows_per_device: int = 8) -> Model:

@@ -16,7 +16,9 @@ from subtractive_jax import parts
 from subtractive_jax.diffusion import guidance, objective, schedule, solvers
 from subtractive_jax.errors import UserError
 from subtractive_jax.model import VOCODER_HALO_FRAMES, Model
-from subtractive_jax.sampling import gates, insert
+from subtractive_jax.sampling import candidates, gates, insert, insertion
+from subtractive_jax.sampling.sampler import Known, Sampler
+from subtractive_jax.sampling.song import Recording
 from subtractive_jax.sampling.windows import Windows
 from subtractive_jax.training import text_stage
 from subtractive_jax.weights import model_folder
@@ -126,22 +128,40 @@ def test_a_denoiser_that_knows_the_song_arrives_at_it(solver, prediction_type, s
             np.testing.assert_allclose(context, (1.0 - 0.1) * 0.5, rtol=1e-5)
         calls.append(int(t))
         signal, noise = rates[t]
-        eps = (x - signal * windows.split(truth, -2)) / noise
-        return np.asarray(objective.target(prediction_type, windows.split(truth, -2), eps, t, rates))
+        known = np.tile(windows.split(truth, -2), (2, 1, 1, 1))  # of two seeds
+        eps = (x - signal * known) / noise
+        return np.asarray(objective.target(prediction_type, known, eps, t, rates))
 
     fake = types.SimpleNamespace(
         config=config,
         params=lambda part: None,
         encode_text=lambda texts: (np.zeros((len(texts), 4, 8)), np.ones((len(texts), 4), bool)),
-        encode_audio=lambda audio: np.ones((len(audio), 8, 16, 16), np.float32),
         denoise=denoise,
         denoise_base=denoise,
     )
-    sampler = insert._Sampler(fake, "Add drums", 0, 0, solver, 10, 3.0, 1.5, strength, None)
-    latents = sampler.latents(np.zeros((5, 100), np.float32))
+    sampler = _sampler(fake, solver=solver, strength=strength)
+    latents = sampler.latents(np.ones((5, 8, 16, 8), np.float32), [0, 7])
     inexact = (solver, prediction_type) == ("pndm", "v_prediction")  # it averages v of different timesteps
-    np.testing.assert_allclose(latents, windows.split(truth / 1.5 + 0.1, -2), atol=0.1 if inexact else 2e-3)
-    assert len(calls) == (10 if strength is None else 5) + (solver == "pndm") and calls == sorted(calls, reverse=True)
+    expected = np.stack([truth / 1.5 + 0.1] * 2)
+    np.testing.assert_allclose(latents, expected, atol=0.1 if inexact else 2e-3)
+    steps = 10 if strength is None else 5
+    assert len(calls) == {"pndm": steps + 1, "heun": 2 * steps - 1}.get(solver, steps)
+    assert calls == sorted(calls, reverse=True)
+
+
+def _sampler(model, **changes):
+    fields = dict(
+        instruction="Add drums",
+        stem=0,
+        solver="ddim",
+        steps=10,
+        text_guidance=3.0,
+        context_guidance=1.5,
+        guidance_rescale=0.0,
+        guidance_interval=(0.0, 1.0),
+        strength=None,
+    )
+    return Sampler(model, **(fields | changes))
 
 
 def test_guided_prediction_is_the_formula_of_three_calls(files, model):
@@ -250,12 +270,140 @@ def test_the_stem_stays_between_start_and_end(model):
     np.testing.assert_array_equal(result.mix - result.stem, audio)
 
 
-def test_a_stem_that_would_clip_is_turned_down_but_not_away():
-    audio = np.array([[0.5, -0.9, 0.1]], np.float32)
-    lowered = insert._lowering_db(audio, np.array([[0.25, -0.15, 0.2]], np.float32))
-    np.testing.assert_allclose(0.9 + 0.15 * 10 ** (-lowered / 20), 1.0, rtol=1e-6)
-    assert insert._lowering_db(audio, np.array([[0.25, -0.05, 0.2]], np.float32)) == 0.0
-    assert insert._lowering_db(np.ones((1, 3), np.float32), np.ones((1, 3), np.float32)) == insert.MAX_LOWERING_DB
+@pytest.mark.parametrize(
+    "peak, new, lowered", [(0.5, 0.4, 0.0), (0.9, 0.2, 6.0206), (1.0, 1.0, insertion.MAX_LOWERING_DB), (1.5, 0.0, 0.0)]
+)
+def test_a_stem_that_would_clip_is_turned_down_but_not_away(peak, new, lowered):
+    tone = np.sin(2 * np.pi * 100 * np.arange(RATE) / RATE).astype(np.float32)
+    place = insertion.Place(0, RATE, RATE, RATE)
+    song = Recording(peak * tone[None], RATE)
+    levels = insertion.levels(insertion.Insertion(song, place, insertion.Line(new * tone, RATE, 0)))
+    np.testing.assert_allclose(levels.lowering_db, lowered, atol=0.1)
+    np.testing.assert_allclose(levels.true_peak, peak + new, rtol=0.01)
+
+
+def test_peaks_between_samples_count():
+    """A tone at a quarter of the rate whose samples all lie 3 dB below its peaks (EBU Tech 3341, signal 17)."""
+    tone = np.sin(np.pi / 2 * np.arange(RATE) + np.pi / 4).astype(np.float32) * np.hanning(RATE).astype(np.float32)
+    place = insertion.Place(0, RATE, RATE, RATE)
+    silence = insertion.Line(np.zeros(RATE, np.float32), RATE, 0)
+    levels = insertion.levels(insertion.Insertion(Recording(tone[None], RATE), place, silence))
+    assert np.abs(tone).max() < 0.71 and 0.99 < levels.true_peak < 1.02
+
+
+# More than one stem
+
+
+def test_candidates_drawn_together_are_those_drawn_alone(model):
+    audio = _music(40_000, channels=2)
+    song = Recording(audio, RATE)
+    found = candidates.ranked(model, song, "Add rock drums", "drums", insert.Settings(), seed=3, num_candidates=3)
+    assert sorted(one.info["seed"] for one in found) == [3, 4, 5]
+    scores = [gates.score(one.info["figures"]) for one in found]
+    assert scores == sorted(scores, reverse=True)
+    for one in found:
+        alone = model.insert(audio, RATE, "Add rock drums", seed=one.info["seed"])
+        np.testing.assert_allclose(one.stem, alone.stem, atol=1e-5)
+
+
+def test_bad_candidates_are_drawn_again_up_to_a_limit(model):
+    """At -90 dB every stem counts as silent."""
+    song = Recording(_music(30_000), RATE)
+    settings = insert.Settings(stem_gain_db=-90.0, steps=2)
+    found = candidates.ranked(model, song, "Add rock drums", "drums", settings, num_candidates=2, max_redraws=3)
+    assert len(found) == 2 and all(one.info["redraws"] == 3 for one in found)
+    assert all(one.info["figures"]["flags"] == ["silent_stem"] for one in found)
+    good = candidates.ranked(model, song, "Add rock drums", "drums", insert.Settings(steps=2), max_redraws=3)
+    assert good[0].info["redraws"] == 0 and good[0].info["figures"]["flags"] == []
+    for bad in (dict(num_candidates=0), dict(max_redraws=-1)):
+        with pytest.raises(UserError, match="num_candidates 0|max_redraws -1"):
+            candidates.ranked(model, song, "Add rock drums", "drums", settings, **bad)
+
+
+def test_stems_in_turn_hear_those_before_them(model):
+    audio = _music(40_000)
+    song, settings = Recording(audio, RATE), insert.Settings(steps=3)
+    texts = ["Add a bass", "Add rock drums"]
+    (bass,), (drums,) = candidates.in_turn(model, song, texts, ["bass", "drums"], settings, seed=1)
+    alone = model.insert(audio, RATE, "Add a bass", stem="bass", seed=1, steps=3)
+    np.testing.assert_array_equal(bass.stem, alone.stem)
+    again = model.insert(bass.mix, RATE, "Add rock drums", seed=1, steps=3)
+    np.testing.assert_allclose(drums.stem, again.stem, atol=1e-6)
+    np.testing.assert_allclose(drums.mix, audio + bass.stem + drums.stem, atol=1e-6)
+    with pytest.raises(UserError, match="3 instructions for 2 stems"):
+        candidates.in_turn(model, song, [*texts, "Add more"], ["bass", "drums"], settings)
+
+
+# A part of a song
+
+
+def test_outside_of_the_range_the_old_stem_stays(model):
+    context, old = _music(6 * RATE, channels=2), _music(6 * RATE, channels=2, seed=1)
+    settings = insert.Settings(start=2.0, end=4.0, steps=3)
+    song, before = Recording(context, RATE), Recording(old, RATE)
+    result = insert.draw(model, song, "Add rock drums", "drums", [0], settings, old_stem=before)[0]
+    outside = np.r_[0 : 2 * RATE, 4 * RATE : 6 * RATE]
+    np.testing.assert_array_equal(result.stem[:, outside], old[:, outside])
+    np.testing.assert_array_equal(result.mix - result.stem, context)
+    inside = slice(2 * RATE + 200, 4 * RATE - 200)
+    assert np.abs(result.stem[:, inside] - old[:, inside]).max() > 1e-3
+    without = insert.draw(model, song, "Add rock drums", "drums", [0], settings)[0]
+    assert not without.stem[:, outside].any()
+    assert np.abs(without.stem[:, inside] - result.stem[:, inside]).max() > 1e-5  # it continues the old one
+
+    mixes = _variant(model, target="mix")
+    mixed = insert.draw(mixes, song, "Add rock drums", "drums", [0], settings, old_stem=before)[0]
+    np.testing.assert_allclose(mixed.mix[:, outside], (context + old)[:, outside], atol=1e-6)
+
+
+def test_what_is_known_stays_in_the_latents():
+    random = np.random.default_rng(0)
+    windows, truth = Windows(16, 3), random.standard_normal((8, 32, 8)).astype(np.float32)
+    fake = types.SimpleNamespace(
+        config=_config(),
+        params=lambda part: None,
+        encode_text=lambda texts: (np.zeros((len(texts), 4, 8)), np.ones((len(texts), 4), bool)),
+        denoise=lambda x, *arguments: 0.1 * x,
+    )
+    where = np.arange(32) < 10
+    context = random.standard_normal((3, 8, 16, 8)).astype(np.float32)
+    found = _sampler(fake).latents(context, [0, 1], Known(truth, where))
+    np.testing.assert_allclose(found[:, :, where], np.stack([truth[:, where] / 1.5 + 0.1] * 2), atol=1e-6)
+    assert np.abs(found[0] - found[1])[:, ~where].max() > 1e-3 and windows.total == 32
+
+
+# Guidance
+
+
+def test_guidance_of_one_asks_once(model):
+    random = np.random.default_rng(0)
+    x, context = random.standard_normal((2, 3, 8, 16, 8)).astype(np.float32)
+    states, mask = model.encode_text(["", "Add reggae beats"])
+    once, thrice = (model.denoise(x, context, 700, states, mask, 2, 1.0, scale) for scale in (1.0, 1.0 + 1e-7))
+    np.testing.assert_allclose(once, thrice, atol=1e-4)
+
+
+def test_outside_its_interval_there_is_no_guidance():
+    asked = []
+    fake = types.SimpleNamespace(
+        config=_config(),
+        params=lambda part: None,
+        encode_text=lambda texts: (np.zeros((len(texts), 4, 8)), np.ones((len(texts), 4), bool)),
+        denoise=lambda x, context, t, states, mask, stem, *guidance: asked.append((t, guidance)) or x,
+    )
+    _sampler(fake, guidance_interval=(0.2, 0.7), guidance_rescale=0.5).latents(np.ones((1, 8, 16, 8)), [0])
+    assert {guidance for t, guidance in asked if 200 <= t <= 700} == {(1.5, 3.0, 0.5)}
+    assert {guidance for t, guidance in asked if not 200 <= t <= 700} == {(1.0, 1.0, 0.5)}
+
+
+def test_rescaled_guidance_has_the_spread_of_what_it_guides():
+    random = np.random.default_rng(0)
+    guided, conditional = 5.0 * random.standard_normal((3, 8, 9, 2)), random.standard_normal((3, 8, 9, 2))
+    whole = np.asarray(guidance.rescaled(guided, conditional, 1.0))
+    np.testing.assert_allclose(whole.std(axis=(1, 2, 3)), conditional.std(axis=(1, 2, 3)), rtol=1e-5)
+    half = np.asarray(guidance.rescaled(guided, conditional, 0.5))
+    np.testing.assert_allclose(half, (guided + whole) / 2, rtol=1e-5)
+    np.testing.assert_allclose(guidance.rescaled(guided, conditional, 0.0), guided, rtol=1e-6)
 
 
 def test_a_mix_target_writes_the_mix_and_estimates_the_stem(model):
@@ -343,45 +491,6 @@ def test_text_states_do_not_depend_on_the_batch(model):
     assert model.encode_text([""])[1].sum() == 1
 
 
-# Measures
-
-
-def test_onsets_are_found_where_they_are():
-    times = np.array([0.5, 1.0, 1.25, 2.0, 3.7])
-    found = gates.onsets(gates.spectrogram(_clicks(times)[0], RATE))
-    assert len(found) == len(times)
-    np.testing.assert_allclose(found, times, atol=0.04)
-    assert len(gates.onsets(gates.spectrogram(np.zeros(RATE, np.float32), RATE))) == 0
-
-
-def test_onset_agreement_by_hand():
-    agreement = gates.onset_agreement(np.array([1.0, 1.05, 2.0, 4.0]), np.array([1.03, 2.06, 3.0]))
-    assert agreement == {"precision": 0.5, "recall": 2 / 3, "f1": 4 / 7}
-    assert gates.onset_agreement(np.zeros(0), np.array([1.0]))["f1"] == 0.0
-
-
-def test_figures_tell_a_stem_in_time_from_one_that_is_not():
-    beat = np.arange(0.5, 7.5, 0.5)
-    context = _clicks(beat)
-    in_time, late, silent = (_clicks(times) for times in (beat + 0.01, beat + 0.2, []))
-    figures = [gates.figures(context, stem, context + stem, RATE) for stem in (in_time, late, silent)]
-    assert figures[0]["onsets"]["f1"] > 0.95 and figures[1]["onsets"]["f1"] < 0.05
-    assert figures[0]["flags"] == [] and figures[2]["flags"] == ["silent_stem"]
-    assert gates.score(figures[0]) > gates.score(figures[1]) > gates.score(figures[2])
-    assert "over_full_scale" in gates.figures(context, 3 * context, 4 * context, RATE)["flags"]
-    np.testing.assert_allclose(gates.figures(context, 2 * context, 3 * context, RATE)["stem_level_db"], 6.02, atol=0.01)
-
-
-def test_signal_measures_by_hand():
-    reference = np.sin(np.arange(1000) / 5).astype(np.float32)
-    noise = np.cos(np.arange(1000) / 5 * 1.7).astype(np.float32)
-    expected = 10 * np.log10(np.sum(reference**2) / np.sum((0.1 * noise) ** 2))
-    np.testing.assert_allclose(gates.si_sdr(3 * (reference + 0.1 * noise), reference), expected, atol=0.2)
-    spectrum = np.full((4, 5), 0.5)
-    np.testing.assert_allclose(gates.log_spectral_distance(2 * spectrum, spectrum, spectrum > 0), 6.02, atol=0.01)
-    np.testing.assert_allclose(gates.level_db(reference), -3.0, atol=0.1)
-
-
 # What is refused
 
 
@@ -404,6 +513,8 @@ def test_signal_measures_by_hand():
         (dict(solver="dpm++"), 'unknown solver "dpm\\+\\+"'),
         (dict(text_guidance=float("nan")), "finite"),
         (dict(seed=-1), "seed -1"),
+        (dict(guidance_rescale=1.5), "guidance_rescale 1.5"),
+        (dict(guidance_interval=(0.9, 0.1)), "guidance_interval 0.9 to 0.1"),
         (dict(start=9.0), "within the song's 1.00 seconds"),
         (dict(start=0.5, end=0.2), "start < end"),
     ],

@@ -119,7 +119,7 @@ def _transfer(levels: np.ndarray, prediction_type: str) -> np.ndarray:
 
 
 def _ddim(timesteps: np.ndarray, levels: np.ndarray, prediction_type: str) -> Plan:
-    """DDIM with eta = 0 (Song et al. 2021, eq. 12): Euler's step in x / signal; for rectified flow x + (s' - s) output."""
+    """DDIM with eta = 0 (Song et al. 2021, eq. 12): Euler's step of x / signal, and of x itself for rectified flow."""
     transfer = _transfer(levels, prediction_type)
     return _table(timesteps, (0.0, 1.0), transfer[:, 0], transfer[:, 1:])
 

@@ -21,7 +21,7 @@ from subtractive_jax.model import Model
 from subtractive_jax.models.autoencoder import mode
 from subtractive_jax.records import Split
 from subtractive_jax.representation.audio import read_audio, to_mono
-from subtractive_jax.sampling.gates import onset_agreement, onsets, spectrogram
+from subtractive_jax.sampling.rhythm import onset_agreement, onset_strength, onsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def onset_f1(sounds: Sequence[Sound], windows: Sequence[Window]) -> np.ndarray:
     values = []
     for sound, window in zip(sounds, windows, strict=True):
         assert sound.stem is not None
-        estimate, truth = (onsets(spectrogram(audio, window.sample_rate)) for audio in (sound.stem, window.stem))
+        estimate, truth = (onsets(onset_strength(audio, window.sample_rate)) for audio in (sound.stem, window.stem))
         values.append(onset_agreement(estimate, truth)["f1"])
     return np.array(values)
 

@@ -3,49 +3,60 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from subtractive_jax import rng
-from subtractive_jax.diffusion import schedule, solvers
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models.autoencoder import mode
-from subtractive_jax.representation.audio import resample, to_mono
 from subtractive_jax.representation.level import context_gain
+from subtractive_jax.representation.mel import Mel
 from subtractive_jax.sampling import gates
+from subtractive_jax.sampling.insertion import Insertion, Line, Place, levels
+from subtractive_jax.sampling.sampler import TIME_AXIS, Known, Sampler
+from subtractive_jax.sampling.song import Recording, Song, mono
 from subtractive_jax.sampling.windows import Windows
 
 if TYPE_CHECKING:
     from subtractive_jax.model import Model
 
 METHODS = ("insert", "sdedit")
-FADE_SECONDS = 0.01  # where a stem starts or ends inside the song
-MAX_LOWERING_DB = 6.0  # how far a stem is turned down to keep the mix below full scale
-_TIME_AXIS = -2  # of latents and images, [..., F, T, C]
-_GRID = 2.0**23  # 24-bit steps in [0, 1)
+_WINDOWS_AT_ONCE = 64  # as images, which are large
+_FRAMES_AT_ONCE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
-class Insertion:
-    """A new stem in its song.
+class Settings:
+    """How to sample. `None` is the model's own, `config.sampling`.
 
     Attributes:
-      stem: [channels, samples] float32, as loud as it is in the mix.
-      mix: [channels, samples] float32. For a stem target exactly input + stem.
-      sample_rate: the input's, in Hz.
-      estimated: the model wrote the mix, and the stem is only what the mix has more than the input.
-      info: settings, measures (`gates.figures`) and timings, as they go into `result.json`.
+      solver: one of `solvers.SOLVERS`.
+      steps: denoising steps.
+      text_guidance: how strongly to follow the instruction.
+      context_guidance: how strongly to follow the music; "sdedit" has none.
+      guidance_rescale: 0 to 1, how far to undo the loudness that strong guidance gives; see `guidance.rescaled`.
+      guidance_interval: between which shares of the timesteps (0 is clean, 1 is noise) there is guidance.
+      method: "insert", or "sdedit" (Meng et al. 2022): the base denoiser redraws the noised song from the text alone.
+      strength: "sdedit" only: how much noise, in (0, 1]; 1 keeps nothing of the song.
+      stem_gain_db: makes the stem louder or softer; models that write stems only.
+      start: where the stem may begin, in seconds.
+      end: where it must end, in seconds; the song's end when None.
     """
 
-    stem: np.ndarray
-    mix: np.ndarray
-    sample_rate: int
-    estimated: bool
-    info: dict[str, Any]
+    solver: str | None = None
+    steps: int | None = None
+    text_guidance: float | None = None
+    context_guidance: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    method: str = "insert"
+    strength: float | None = None
+    stem_gain_db: float = 0.0
+    start: float = 0.0
+    end: float | None = None
 
 
 def insert(
@@ -55,21 +66,10 @@ def insert(
     instruction: str,
     stem: str = "drums",
     seed: int = 0,
-    solver: str | None = None,
-    steps: int | None = None,
-    text_guidance: float | None = None,
-    context_guidance: float | None = None,
-    method: str = "insert",
-    strength: float | None = None,
-    stem_gain_db: float = 0.0,
-    start: float = 0.0,
-    end: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> Insertion:
     """Puts a stem into a song.
-
-    Every step of the sampler predicts all windows of the song, which overlap by half, blends the predictions and takes
-    one step on the whole song (MultiDiffusion, Bar-Tal et al. 2023), so that windows agree where they meet.
 
     Args:
       audio: the song without the stem, [channels, samples] or [samples] float in [-1, 1].
@@ -77,185 +77,190 @@ def insert(
       instruction: such as "Add reggae beats".
       stem: a name of `model.stems`.
       seed: the same seed gives the same stem.
-      solver: "ddim", "pndm" or "dpmsolver++". This, steps and both guidances default to the model's `config.sampling`.
-      steps: denoising steps.
-      text_guidance: how strongly to follow the instruction.
-      context_guidance: how strongly to follow the music; "sdedit" has none.
-      method: "insert", or "sdedit" (Meng et al. 2022): the base denoiser redraws the noised song from the text alone.
-      strength: "sdedit" only: how much noise, in (0, 1]; 1 keeps nothing of the song.
-      stem_gain_db: makes the stem louder or softer; models that write stems only.
-      start: where the stem may begin, in seconds.
-      end: where it must end, in seconds; the song's end when None.
-      progress: called with (calls of the denoiser done, calls in all); "pndm" makes one more than `steps`.
+      progress: called with (calls of the denoiser done, calls in all).
+      **settings: the fields of `Settings`.
 
     Raises:
       UserError: anything above that cannot be, or a model without the parts it takes.
     """
-    audio = _checked_audio(audio, sample_rate)
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+    song = Recording.checked(audio, sample_rate)
+    return draw(model, song, instruction, stem, [seed], Settings(**settings), progress=progress)[0]
+
+
+def draw(
+    model: "Model",
+    song: Song,
+    instruction: str,
+    stem: str,
+    seeds: Sequence[int],
+    settings: Settings,
+    old_stem: Song | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Insertion]:
+    """As `insert`, for one stem a seed, drawn together, and for songs that are read block by block.
+
+    Args:
+      song: without the stem.
+      old_stem: what the song had there before. Where `settings` name a part of the song, it stays outside of it, and
+        the new stem is drawn to continue it.
+    """
+    sampler, writes_mix = _sampler(model, instruction, stem, settings)
+    began = time.perf_counter()
+    excerpt = _excerpt(model, song, settings)
+    contexts = excerpt.windows_of(excerpt.music)
+    latents = _encoded(model, contexts)
+    known, stays = None, old_stem if excerpt.is_part else None
+    if stays is not None:
+        before = excerpt.like_music(mono(stays, model.mel.sample_rate)[0])
+        target = _encoded(model, excerpt.windows_of(excerpt.music + before if writes_mix else before))
+        known = excerpt.known(target, model.config)
+    drawn = sampler.latents(latents, seeds, known, progress)
+    sampling_seconds = time.perf_counter() - began
+
+    insertions = []
+    for seed, line in zip(seeds, drawn, strict=True):
+        began = time.perf_counter()
+        image = _decoded(model, Windows(latents.shape[TIME_AXIS], len(latents)).split(line, TIME_AXIS))
+        rendered = excerpt.line(model.vocode(image))
+        insertion = Insertion(song, excerpt.place, rendered, None, 10.0 ** (settings.stem_gain_db / 20.0), stays)
+        change_db = None
+        if writes_mix:
+            change_db = _difference_db(model, image, _decoded(model, latents))
+            stem_image = _estimated_stem(model, image, _blended(contexts, model.encode_image))
+            insertion = dataclasses.replace(
+                insertion, new_stem=excerpt.line(model.vocode(stem_image)), new_mix=rendered
+            )
+        heard = levels(insertion)
+        if not writes_mix and heard.lowering_db:
+            insertion = dataclasses.replace(insertion, gain=insertion.gain * 10.0 ** (-heard.lowering_db / 20.0))
+            heard = dataclasses.replace(levels(insertion), lowering_db=heard.lowering_db)
+        info = sampler.settings() | {
+            "seed": seed,
+            "stem": stem,
+            "method": settings.method,
+            "target": "mix" if writes_mix else "stem",
+            "estimated": writes_mix,
+            "start_seconds": excerpt.place.first / song.sample_rate,
+            "end_seconds": excerpt.place.last / song.sample_rate,
+            "windows": len(latents),
+            "input_gain": excerpt.gain,
+            "stem_gain_db": 20.0 * math.log10(insertion.gain),
+            "stem_lowered_db": 0.0 if writes_mix else heard.lowering_db,
+            "figures": gates.figures(*excerpt.heard(insertion), model.mel.sample_rate, heard, change_db),
+            "seconds": {"sampling": sampling_seconds / len(seeds), "decoding": time.perf_counter() - began},
+        }
+        insertions.append(dataclasses.replace(insertion, info=info))
+    return insertions
+
+
+def _sampler(model: "Model", instruction: str, stem: str, settings: Settings) -> tuple[Sampler, bool]:
+    """(what draws, whether it writes the full mix)."""
+    if settings.method not in METHODS:
+        raise unknown_name("method", settings.method, METHODS)
     if stem not in model.stems:
         raise unknown_name("stem", stem, model.stems)
     if not instruction.strip():
         raise UserError('the instruction is empty: say what to add, such as "Add reggae beats"')
-    if strength is not None and method != "sdedit":
+    sdedit = settings.method == "sdedit"
+    if settings.strength is not None and not sdedit:
         raise UserError('strength is for method "sdedit" only')
-    writes_mix = method == "sdedit" or model.config.target == "mix"
-    if stem_gain_db and writes_mix:
+    writes_mix = sdedit or model.config.target == "mix"
+    if settings.stem_gain_db and writes_mix:
         raise UserError("stem_gain_db needs a model that writes stems, and this one writes the full mix")
-    defaults = model.config.sampling
-    sampler = _Sampler(
+    own = model.config.sampling
+
+    def chosen(name: str) -> Any:
+        value = getattr(settings, name)
+        return own[name] if value is None else value
+
+    strength = (own.sdedit_strength if settings.strength is None else settings.strength) if sdedit else None
+    names = ("solver", "steps", "text_guidance", "context_guidance")
+    sampler = Sampler(
         model=model,
         instruction=instruction,
         stem=model.stems.index(stem),
-        seed=seed,
-        solver=defaults.solver if solver is None else solver,
-        steps=defaults.steps if steps is None else steps,
-        text_guidance=defaults.text_guidance if text_guidance is None else text_guidance,
-        context_guidance=defaults.context_guidance if context_guidance is None else context_guidance,
-        strength=(defaults.sdedit_strength if strength is None else strength) if method == "sdedit" else None,
-        progress=progress,
+        **{name: chosen(name) for name in names},
+        guidance_rescale=settings.guidance_rescale,
+        guidance_interval=settings.guidance_interval,
+        strength=strength,
     )
-    first, last = _range(start, end, audio.shape[1], sample_rate)
-
-    began = time.perf_counter()
-    rate = model.mel.sample_rate
-    mono = resample(to_mono(audio), sample_rate, rate)
-    gain = context_gain(mono, rate, model.config.data.loudness_lufs)
-    excerpt = gain * resample(to_mono(audio[:, first:last]), sample_rate, rate)
-    mel = model.mel
-    windows = Windows.covering(mel.frames(len(excerpt) + mel.hop_length - 1), mel.window_frames)
-    contexts = windows.split_audio(np.pad(excerpt, (0, mel.samples(windows.total) - len(excerpt))), mel)
-    latents = sampler.latents(contexts)
-    sampled = time.perf_counter()
-    image = windows.blend(model.decode_image(latents), _TIME_AXIS)
-
-    def render(image: np.ndarray) -> np.ndarray:
-        """A mel image to audio in the excerpt's place: [channels, samples] at the input's rate, faded at its ends."""
-        rendered = resample(model.vocode(image) / gain, rate, sample_rate)[: last - first]
-        line = np.zeros(audio.shape[1], np.float32)
-        line[first : first + len(rendered)] = rendered
-        return np.tile(line * _fades(first, last, audio.shape[1], sample_rate), (len(audio), 1))
-
-    lowered_db = 0.0
-    if writes_mix:
-        outside = 1.0 - _fades(first, last, audio.shape[1], sample_rate)
-        mix = render(image) + outside * audio
-        new_stem = render(_estimated_stem(model, image, windows.blend(model.encode_image(contexts), _TIME_AXIS)))
-    else:
-        new_stem = render(image) * np.float32(10.0 ** (stem_gain_db / 20.0))
-        lowered_db = _lowering_db(audio, new_stem)
-        # On the grid of 24-bit audio every sum with an input of up to 24 bits is exact in float32.
-        new_stem = np.round(new_stem * 10.0 ** (-lowered_db / 20.0) * _GRID).astype(np.float32) / np.float32(_GRID)
-        mix = audio + new_stem
-    decoded = time.perf_counter()
-    info = sampler.settings() | {
-        "stem": stem,
-        "method": method,
-        "target": "mix" if writes_mix else "stem",
-        "estimated": writes_mix,
-        "start_seconds": first / sample_rate,
-        "end_seconds": last / sample_rate,
-        "windows": windows.count,
-        "input_gain": gain,
-        "stem_gain_db": stem_gain_db - lowered_db,
-        "stem_lowered_db": lowered_db,
-        "figures": gates.figures(audio, new_stem, mix, sample_rate),
-        "seconds": {"sampling": sampled - began, "decoding": decoded - sampled},
-    }
-    return Insertion(new_stem, mix, sample_rate, writes_mix, info)
+    return sampler, writes_mix
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sampler:
-    """The reverse process over a whole song; `strength` is None for the subtractive denoiser."""
+class _Excerpt:
+    """The part of a song that a model sees: some more than the part it may change.
 
-    model: "Model"
-    instruction: str
-    stem: int
-    seed: int
-    solver: str
-    steps: int
-    text_guidance: float
-    context_guidance: float
-    strength: float | None
-    progress: Callable[[int, int], None] | None
+    Attributes:
+      mel: the model's representation.
+      music: the whole song, mono at the model's rate.
+      place: what may change.
+      start: where the excerpt begins, in samples of the song; a whole sample at the model's rate.
+      first, last: the same place in samples of `music`, and its end.
+      gain: of the training level.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed}: it must be at least 0 and below 2^32")
-        for name in ("text_guidance", "context_guidance"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name} {getattr(self, name)}: it must be a finite number")
-        if self.strength is not None and not 0.0 < self.strength <= 1.0:
-            raise UserError(f"strength {self.strength}: it must be above 0 and at most 1")
-        self.model.params("denoiser" if self.strength is None else "base_denoiser")
+    mel: Mel
+    music: np.ndarray
+    place: Place
+    start: int
+    first: int
+    last: int
+    gain: float
 
-    def settings(self) -> dict[str, Any]:
-        settings = {
-            "model": self.model.name,
-            "instruction": self.instruction,
-            "seed": self.seed,
-            "solver": self.solver,
-            "steps": self.steps,
-            "text_guidance": self.text_guidance,
-        }
-        last = {"context_guidance": self.context_guidance} if self.strength is None else {"strength": self.strength}
-        return settings | last
+    @property
+    def is_part(self) -> bool:
+        """Whether some of the song is not to change."""
+        return (self.place.first, self.place.last) != (0, self.place.samples)
 
-    def latents(self, contexts: np.ndarray) -> np.ndarray:
-        """Windows of the levelled context [windows, window_samples] to unscaled latents [windows, F, T, C]."""
-        config = self.model.config
-        begin = 0 if self.strength is None else self.steps - max(1, int(self.steps * self.strength))
-        plan = solvers.plan(config.schedule, self.solver, self.steps, begin)
-        text_states, text_mask = self.model.encode_text(["", self.instruction])
-        if config.null_text == "zeros":
-            text_states[0] = 0.0
+    def windows_of(self, line: np.ndarray) -> np.ndarray:
+        """The excerpt of `line`, as long as `music`, at the training level: [windows, window_samples]."""
+        levelled = np.float32(self.gain) * line[self.first : self.last]
+        frames = self.mel.frames(len(levelled) + self.mel.hop_length - 1)
+        windows = Windows.covering(frames, self.mel.window_frames)
+        return windows.split_audio(np.pad(levelled, (0, self.mel.samples(windows.total) - len(levelled))), self.mel)
 
-        shift, scale = np.float32(config.latent_shift), np.float32(config.latent_scale)
-        context = np.asarray(mode(jnp.asarray(self.model.encode_audio(contexts)))) - shift
-        windows = Windows(context.shape[_TIME_AXIS], len(context))
-        shape = (context.shape[1], windows.total, context.shape[3])
-        x = jax.random.normal(rng.stream(self.seed, "sampling"), shape)
-        if self.strength is not None:
-            rates = schedule.rates(config.schedule)
-            x = schedule.add_noise(windows.blend(context * scale, _TIME_AXIS), x, plan.timesteps[0], rates)
+    def like_music(self, line: np.ndarray) -> np.ndarray:
+        """Cut or filled up to the length of `music`."""
+        return np.pad(line[: len(self.music)], (0, max(0, len(self.music) - len(line))))
 
-        state = solvers.start(plan, x)
-        for call, t in enumerate(plan.timesteps):
-            now = windows.split(np.asarray(state.x), _TIME_AXIS)
-            if self.strength is None:
-                output = self.model.denoise(
-                    now,
-                    context * np.float32(config.context_scale),
-                    t,
-                    text_states,
-                    text_mask,
-                    self.stem,
-                    self.context_guidance,
-                    self.text_guidance,
-                )
-            else:
-                output = self.model.denoise_base(now, t, text_states, text_mask, self.text_guidance)
-            state = solvers.step(plan, call, state, windows.blend(output, _TIME_AXIS))
-            if self.progress:
-                self.progress(call + 1, len(plan.timesteps))
-        return windows.split(np.asarray(state.x) / scale + shift, _TIME_AXIS)
+    def line(self, rendered: np.ndarray) -> Line:
+        """What was rendered, at the song's own level."""
+        audio = rendered[: self.last - self.first] / np.float32(self.gain)
+        return Line(audio, self.mel.sample_rate, self.start)
+
+    def known(self, latents: np.ndarray, config: ConfigDict) -> Known:
+        """Latents [windows, F, T, C] of what was there, known where nothing may change."""
+        windows = Windows(latents.shape[TIME_AXIS], len(latents))
+        scaled = (latents - np.float32(config.latent_shift)) * np.float32(config.latent_scale)
+        middles = (np.arange(windows.total) + 0.5) * self.mel.window_frames / windows.length * self.mel.hop_length
+        at = self.start + middles * self.place.sample_rate / self.mel.sample_rate
+        return Known(windows.blend(scaled, TIME_AXIS), (at < self.place.first) | (at >= self.place.last))
+
+    def heard(self, insertion: Insertion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(song, stem, mix) mono at the model's rate, where something may change."""
+        ratio = self.mel.sample_rate / self.place.sample_rate
+        begin = min(round(self.place.first * ratio), self.last - 1)
+        end = min(max(round(self.place.last * ratio), begin + 1), self.last)
+        music = self.music[begin:end]
+        inside = slice(begin - self.first, end - self.first)
+        stem = np.float32(insertion.gain) * insertion.new_stem.audio[inside]
+        return music, stem, insertion.new_mix.audio[inside] if insertion.new_mix else music + stem
 
 
-def _checked_audio(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    audio = np.atleast_2d(np.asarray(audio, np.float32))
-    if audio.ndim != 2:
-        raise UserError(f"audio of shape {audio.shape}: it must be [channels, samples] or [samples]")
-    if audio.size == 0:
-        raise UserError("the audio is empty")
-    if audio.shape[0] > audio.shape[1]:
-        raise UserError(f"audio of {audio.shape[0]} channels and {audio.shape[1]} samples: give [channels, samples]")
-    if not np.isfinite(audio).all():
-        raise UserError("the audio holds NaN or infinite samples")
-    if sample_rate <= 0:
-        raise UserError(f"sample rate {sample_rate}: it must be positive")
-    return audio
+def _excerpt(model: "Model", song: Song, settings: Settings) -> _Excerpt:
+    mel, sample_rate = model.mel, song.sample_rate
+    music, samples = mono(song, mel.sample_rate)
+    first, last = _range(settings.start, settings.end, samples, sample_rate)
+    place = Place(first, last, samples, sample_rate)
+    half_window = mel.window_samples * sample_rate // mel.sample_rate // 2
+    grid = sample_rate // math.gcd(sample_rate, mel.sample_rate)  # samples that are whole ones at the model's rate
+    start = max(0, first - half_window) // grid * grid
+    end = math.ceil(min(samples, last + half_window) * mel.sample_rate / sample_rate)
+    gain = context_gain(music, mel.sample_rate, model.config.data.loudness_lufs)
+    if not len(music):  # of a fraction of a sample
+        music = np.zeros(1, np.float32)
+    return _Excerpt(mel, music, place, start, start * mel.sample_rate // sample_rate, min(end, len(music)), gain)
 
 
 def _range(start: float, end: float | None, samples: int, sample_rate: int) -> tuple[int, int]:
@@ -271,34 +276,43 @@ def _range(start: float, end: float | None, samples: int, sample_rate: int) -> t
     return first, last
 
 
-def _fades(first: int, last: int, samples: int, sample_rate: int) -> np.ndarray:
-    """1 from `first` to `last`, 0 outside, float32 [samples], with short ramps at ends that lie inside the song."""
-    fade = min(round(FADE_SECONDS * sample_rate), (last - first) // 2)
-    ramp = (np.arange(fade) + 0.5) / max(fade, 1)
-    curve = np.zeros(samples, np.float32)
-    curve[first:last] = 1.0
-    if first > 0:
-        curve[first : first + fade] = ramp
-    if last < samples:
-        curve[last - fade : last] = ramp[::-1]
-    return curve
+def _encoded(model: "Model", audio: np.ndarray) -> np.ndarray:
+    """Windows of audio to unscaled latents [windows, F, T, C]."""
+    return np.asarray(mode(jnp.asarray(model.encode_audio(audio))))
+
+
+def _blended(windows: np.ndarray, images: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The song's mel image [n_mels, frames, 1] from that of each window, few of which are in memory."""
+
+    def one_by_one() -> Iterator[np.ndarray]:
+        for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+            yield from images(windows[start : start + _WINDOWS_AT_ONCE])
+
+    frames = next(one_by_one()).shape[TIME_AXIS]
+    return Windows(frames, len(windows)).blend(one_by_one(), TIME_AXIS)
+
+
+def _decoded(model: "Model", latents: np.ndarray) -> np.ndarray:
+    """Unscaled latents [windows, F, T, C] to the song's mel image [n_mels, frames, 1]."""
+    return _blended(latents, model.decode_image)
 
 
 def _estimated_stem(model: "Model", mix: np.ndarray, context: np.ndarray) -> np.ndarray:
     """The mel image of what the mix has more than the context, in power."""
-    music = jnp.square(model.mel.magnitude(jnp.asarray(context)))
-    power = jnp.square(model.mel.magnitude(jnp.asarray(mix))) - music
-    return np.asarray(model.mel.image(jnp.sqrt(jnp.maximum(power, 0.0))))
+    stems = []
+    for start in range(0, mix.shape[TIME_AXIS], _FRAMES_AT_ONCE):
+        there = np.s_[:, start : start + _FRAMES_AT_ONCE]
+        power = jnp.square(model.mel.magnitude(jnp.asarray(mix[there])))
+        power -= jnp.square(model.mel.magnitude(jnp.asarray(context[there])))
+        stems.append(np.asarray(model.mel.image(jnp.sqrt(jnp.maximum(power, 0.0)))))
+    return np.concatenate(stems, axis=TIME_AXIS)
 
 
-def _lowering_db(audio: np.ndarray, stem: np.ndarray) -> float:
-    """How far to turn the stem down so that the mix stays below full scale, or below the input's own peak.
-
-    At most `MAX_LOWERING_DB`: a song mastered to full scale would silence its new stem.
-    """
-    limit = max(1.0, float(np.abs(audio).max()))
-    over = np.abs(audio + stem) > limit
-    if not over.any():
-        return 0.0
-    room = (limit - audio[over] * np.sign(stem[over])) / np.abs(stem[over])
-    return float(min(MAX_LOWERING_DB, -20.0 * np.log10(max(room.min(), 1e-6))))
+def _difference_db(model: "Model", image: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square difference of two mel images [n_mels, frames, 1], in dB."""
+    squares = 0.0
+    for start in range(0, image.shape[TIME_AXIS], _FRAMES_AT_ONCE):
+        there = np.s_[:, start : start + _FRAMES_AT_ONCE]
+        logs = (model.mel.log_magnitude(jnp.asarray(each[there])) for each in (image, other))
+        squares += float(jnp.sum(jnp.square(jnp.subtract(*logs))))
+    return 20.0 / math.log(10.0) * math.sqrt(squares / image[..., 0].size)

@@ -1,6 +1,7 @@
 """A song of any length as fixed windows that overlap by half, and back: every window stays as long as in training."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -35,25 +36,24 @@ class Windows:
         return np.stack([line.take(range(start, start + self.length), axis) for start in starts])
 
     def split_audio(self, audio: np.ndarray, mel: Mel) -> np.ndarray:
-        """Cuts `audio` [mel.samples(total)] into the windows, counted in frames: [count, mel.window_samples]."""
-        starts = range(0, self.count * self.hop * mel.hop_length, self.hop * mel.hop_length)
-        return np.stack([audio[start : start + mel.window_samples] for start in starts])
+        """`audio` [mel.samples(total)] as the windows, counted in frames: a view [count, mel.window_samples]."""
+        every = np.lib.stride_tricks.sliding_window_view(audio, mel.window_samples)
+        return every[:: self.hop * mel.hop_length][: self.count]
 
     def weights(self) -> np.ndarray:
         """How much of each item comes from each window, float32 [count, length]: triangles that sum to 1 everywhere."""
         triangle = 1.0 - np.abs((2.0 * np.arange(self.length) + 1.0) / self.length - 1.0)
-        weights = np.tile(triangle, (self.count, 1))
-        return (weights / self.split(self._sum(weights, axis=-1), axis=-1)).astype(np.float32)
+        line = np.zeros(self.total)
+        for index in range(self.count):
+            line[index * self.hop : index * self.hop + self.length] += triangle
+        return (triangle / self.split(line, axis=-1)).astype(np.float32)
 
-    def blend(self, windows: np.ndarray, axis: int) -> np.ndarray:
-        """Cross-fades windows [count, ...], `length` items along the negative `axis`, into one line of `total`."""
-        shape = [1] * windows.ndim
-        shape[0], shape[axis] = self.count, self.length
-        return self._sum(windows * self.weights().reshape(shape), axis)
-
-    def _sum(self, windows: np.ndarray, axis: int) -> np.ndarray:
-        windows = np.moveaxis(windows, axis, -1)
-        line = np.zeros((*windows.shape[1:-1], self.total), windows.dtype)
+    def blend(self, windows: np.ndarray | Iterable[np.ndarray], axis: int) -> np.ndarray:
+        """Cross-fades windows, `length` items along the negative `axis` of each, one by one into a line of `total`."""
+        weights, line = self.weights(), np.zeros(0, np.float32)
         for index, window in enumerate(windows):
-            line[..., index * self.hop : index * self.hop + self.length] += window
+            window = np.moveaxis(window, axis, -1)
+            if not index:
+                line = np.zeros((*window.shape[:-1], self.total), window.dtype)
+            line[..., index * self.hop : index * self.hop + self.length] += window * weights[index]
         return np.moveaxis(line, -1, axis)
