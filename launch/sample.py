@@ -494,6 +494,8 @@ def jobs_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
     elif not (path / "summary.jsonl").is_file():
         raise UserError(f"{path} exists and holds no jobs of this program: give another --output")
+    for unfinished in path.glob(".*/"):  # of a run that was killed
+        shutil.rmtree(unfinished)
     yield path
 
 
