@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from configs import riffusion
-from subtractive_jax import parts
+from subtractive_jax import chips, parts
 from subtractive_jax.training import flops, latent_stages, meter, profile
 from tests import worlds
 
@@ -170,13 +170,13 @@ def test_stable_diffusion_costs_what_is_published():
 
 
 def test_peaks_are_of_the_device_not_of_its_neighbour():
-    assert meter.peak("NVIDIA H100 80GB HBM3") == meter.peak("NVIDIA H200") == 989e12
-    assert meter.peak("NVIDIA H100 PCIe") == 756e12
-    assert meter.peak("NVIDIA L4") == 121e12 and meter.peak("NVIDIA L40S") == 362e12
+    assert chips.peak("NVIDIA H100 80GB HBM3") == chips.peak("NVIDIA H200") == 989e12
+    assert chips.peak("NVIDIA H100 PCIe") == 756e12
+    assert chips.peak("NVIDIA L4") == 121e12 and chips.peak("NVIDIA L40S") == 362e12
     assert (
-        meter.peak("TPU v5 lite") == 197e12 and meter.peak("TPU v5p") == 459e12 and meter.peak("TPU v6 lite") == 918e12
+        chips.peak("TPU v5 lite") == 197e12 and chips.peak("TPU v5p") == 459e12 and chips.peak("TPU v6 lite") == 918e12
     )
-    assert meter.peak("cpu") is None
+    assert chips.peak("cpu") is None
 
 
 def _device(kind):

@@ -11,12 +11,13 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from subtractive_jax.chips import CHIPS
 from subtractive_jax.cost import aot, hlo, roofline, timeline
 from subtractive_jax.models.fused_attention import attend_on_tpu
 from subtractive_jax.training import partitioning
 
 MIB = 2**20
-V5E = roofline.CHIPS["v5e"]
+V5E = CHIPS["v5e"]
 LINK = V5E.ici_bandwidth / 4
 SQUARE = roofline.Slice(V5E, [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)])
 

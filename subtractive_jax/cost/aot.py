@@ -24,6 +24,7 @@ import ml_collections
 from jax.experimental import topologies
 
 import subtractive_jax
+from subtractive_jax.chips import CHIPS, Chip
 from subtractive_jax.cost import roofline, timeline
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.training import audio_stages, flops, latent_stages, partitioning, steps
@@ -45,7 +46,7 @@ class Topology:
 
     name: str
     devices: tuple[jax.Device, ...]
-    chip: roofline.Chip
+    chip: Chip
 
 
 def topology(name: str) -> Topology:
@@ -57,8 +58,8 @@ def topology(name: str) -> Topology:
     generation = name.partition(":")[0]
     if not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
         raise UserError(f'"{name}" is not a TPU topology: it is written GENERATION:AxB or AxBxC, such as {_EXAMPLES}')
-    if generation not in roofline.CHIPS:
-        raise unknown_name("TPU generation", generation, roofline.CHIPS)
+    if generation not in CHIPS:
+        raise unknown_name("TPU generation", generation, CHIPS)
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +69,7 @@ def topology(name: str) -> Topology:
         devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     except (RuntimeError, ValueError) as error:
         raise UserError(f"TPU topology {name}: {str(error)[:200]}; such as {_EXAMPLES}") from error
-    return Topology(name, tuple(devices), roofline.CHIPS[generation])
+    return Topology(name, tuple(devices), CHIPS[generation])
 
 
 def measure(

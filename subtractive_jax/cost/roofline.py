@@ -22,43 +22,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from subtractive_jax.chips import Chip
 from subtractive_jax.cost import timeline
 
 _HOP_SECONDS = 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A datasheet, per chip.
-
-    Attributes:
-      flops: peak in bfloat16, per second.
-      hbm_bytes: what the datasheet calls GB are 2**30 bytes; the compiler keeps some for itself (0.25 of v5e's 16).
-      hbm_bandwidth: bytes per second.
-      ici_bandwidth: bytes per second, out of all links together.
-      links: to neighbours, two for each dimension of the torus.
-      ring: sizes at which a dimension of a slice closes to a ring: multiples of this.
-      clock: Hz, from the peak and the size of the matrix units.
-    """
-
-    name: str
-    flops: float
-    hbm_bytes: int
-    hbm_bandwidth: float
-    ici_bandwidth: float
-    links: int
-    ring: int
-    clock: float
-
-
-# Google Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e": peak compute, HBM capacity and bandwidth,
-# ICI bandwidth per chip. The clock is the peak over what the matrix units do in a cycle: v5e has 4 of 128 x 128, v5p 8,
-# and for v6e the compiler counts 4 of 256 x 256.
-CHIPS = {
-    "v5e": Chip("v5e", 197e12, 16 * 2**30, 819e9, 1600e9 / 8, links=4, ring=16, clock=1.5e9),
-    "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 4800e9 / 8, links=6, ring=4, clock=1.75e9),
-    "v6e": Chip("v6e", 918e12, 32 * 2**30, 1640e9, 3584e9 / 8, links=4, ring=16, clock=1.75e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)

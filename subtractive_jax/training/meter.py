@@ -11,29 +11,10 @@ from typing import TypeVar
 import jax
 from tqdm import tqdm
 
-from subtractive_jax.training.roofline import CHIPS
+from subtractive_jax.chips import peak
 
 T = TypeVar("T")
 _SHOWN = ("loss", "validation/loss")
-_PEAK = {  # dense bfloat16 FLOP/s of one device, by the beginning of its `device_kind`; vendors' datasheets
-    "TPU v4": 275e12,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "NVIDIA A100": 312e12,
-    "NVIDIA A10G": 70e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-}
-
-
-def peak(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s that a device's datasheet promises; None for CPUs and devices unknown."""
-    return next((flops for kind, flops in _PEAK.items() if device_kind.startswith(kind)), None)
 
 
 class Meter:

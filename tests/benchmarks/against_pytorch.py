@@ -1,6 +1,6 @@
-"""UNet forward, training step and vocoder against diffusers and transformers on PyTorch: same shapes, same batch.
+"""UNet, training and sampling step and vocoder against diffusers and transformers on PyTorch: same shapes and batch.
 
-python -m tests.benchmarks.against_pytorch [--cases=unet,step,vocoder] [--rounds=3]
+python -m tests.benchmarks.against_pytorch [--cases=unet,step,sample,vocoder] [--rounds=3]
 
 Float32 on a CPU; bfloat16, and PyTorch compiled, where there is a GPU. Each measurement is a process of its own, ours
 and PyTorch's in turn, so that a busy machine slows both. Printed are medians over the rounds and their ratio, PyTorch's
@@ -42,12 +42,27 @@ _VOCODER = dict(  # Auffusion's
     resblock_dilation_sizes=((1, 3, 5),) * 3,
 )
 _MELS, _FRAMES = 256, 256
-CASES = ("unet", "step", "vocoder")
+CASES = ("unet", "step", "sample", "vocoder")
+_GUIDANCE = (1.5, 3.0)  # of context and text
 _WARM_UP, _CALLS = 2, 3
+
+
+def _schedule() -> dict[str, Any]:
+    """Stable Diffusion's, in the words of both."""
+    return dict(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
 
 
 def _ours(case: str) -> Callable[[], Any]:
     import jax
+    import jax.numpy as jnp
     import numpy as np
     import optax
     from ml_collections import ConfigDict
@@ -69,13 +84,33 @@ def _ours(case: str) -> Callable[[], Any]:
         return lambda: vocode(params, mel).block_until_ready()
 
     channels, *space = _LATENT
-    network = unet.denoiser(ConfigDict(dict(_UNET, condition_dim=0)), channels, channels, 0, dtype)
+    sampling = case == "sample"
+    network = unet.denoiser(ConfigDict(dict(_UNET, condition_dim=0)), (1 + sampling) * channels, channels, 0, dtype)
     params = jax.jit(network.init)(jax.random.key(0))
     x, text = normal(_BATCH, *space, channels), normal(_BATCH, *_TEXT)
     timestep, mask = np.full(_BATCH, 500), np.ones((_BATCH, _TEXT[0]), bool)
     if case == "unet":
         forward = jax.jit(network.apply)
         return lambda: forward(params, x, timestep, text, mask).block_until_ready()
+
+    if sampling:
+        from subtractive_jax.diffusion import guidance, solvers
+
+        schedule = ConfigDict(dict(_schedule(), rescale_betas_zero_snr=False, set_alpha_to_one=False))
+        plan = solvers.plan(schedule, "ddim", 50)
+
+        def guided(params: Any, state: solvers.State) -> solvers.State:
+            """As `Model.denoise` asks: nothing, context, context and text."""
+            contexts = jnp.stack([jnp.zeros_like(x), x, x], axis=1)
+            inputs = jnp.concatenate([jnp.repeat(state.x[:, None], 3, axis=1), contexts], axis=-1)
+            inputs = inputs.reshape(3 * _BATCH, *inputs.shape[2:])
+            asked = np.full(3 * _BATCH, 500), jnp.repeat(text, 3, axis=0), np.ones((3 * _BATCH, _TEXT[0]), bool)
+            outputs = network.apply(params, inputs, *asked).reshape(_BATCH, 3, *x.shape[1:])
+            output = guidance.context_and_text(*(outputs[:, branch] for branch in range(3)), *_GUIDANCE)
+            return solvers.step(plan, 25, state, output)
+
+        jitted_step, state = jax.jit(guided), solvers.start(plan, x)
+        return lambda: jax.block_until_ready(jitted_step(params, state))
 
     noise, optimizer = normal(_BATCH, *space, channels), optax.adamw(1e-4)
     state = params, jax.jit(optimizer.init)(params)
@@ -125,7 +160,8 @@ def _pytorch(case: str) -> Callable[[], Any]:
 
         return vocode
 
-    model = ready(diffusers.UNet2DConditionModel(in_channels=_LATENT[0], out_channels=_LATENT[0], **_UNET))
+    inputs = (1 + (case == "sample")) * _LATENT[0]
+    model = ready(diffusers.UNet2DConditionModel(in_channels=inputs, out_channels=_LATENT[0], **_UNET))
     x, text, timestep = torch.randn(_BATCH, *_LATENT), torch.randn(_BATCH, *_TEXT), torch.full((_BATCH,), 500)
     if case == "unet":
         model.eval()
@@ -136,6 +172,24 @@ def _pytorch(case: str) -> Callable[[], Any]:
             wait()
 
         return forward
+
+    if case == "sample":
+        scheduler = diffusers.DDIMScheduler(**_schedule(), set_alpha_to_one=False)
+        scheduler.set_timesteps(50)
+        model.eval()
+
+        def sample() -> None:
+            """As diffusers' InstructPix2Pix pipeline asks."""
+            contexts = torch.cat([x, x, torch.zeros_like(x)])
+            with torch.no_grad(), autocast:
+                latents = torch.cat([torch.cat([x] * 3), contexts], dim=1)
+                outputs = model(latents, scheduler.timesteps[25], torch.cat([text] * 3)).sample
+            both, music, null = outputs.chunk(3)
+            output = null + _GUIDANCE[1] * (both - music) + _GUIDANCE[0] * (music - null)
+            scheduler.step(output, scheduler.timesteps[25], x)
+            wait()
+
+        return sample
 
     noise, optimizer = torch.randn(_BATCH, *_LATENT), torch.optim.AdamW(model.parameters(), 1e-4)
 

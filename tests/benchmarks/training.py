@@ -28,7 +28,8 @@ import numpy as np
 from absl import app, flags
 
 from configs import riffusion, tiny
-from subtractive_jax.training import flops, latent_stages, loop, meter, metrics, partitioning
+from subtractive_jax import chips
+from subtractive_jax.training import flops, latent_stages, loop, metrics, partitioning
 from subtractive_jax.training import steps as compiled
 from subtractive_jax.weights import model_folder
 from tests import synthetic
@@ -130,7 +131,7 @@ def _loop() -> None:
 
 def _peak() -> None:
     (device, *_) = jax.devices()
-    promised = meter.peak(device.device_kind)
+    promised = chips.peak(device.device_kind)
     if device.platform != "gpu" or promised is None:
         print(f"riffusion: not measured, since {device.device_kind} is no GPU whose peak is known")
         return
