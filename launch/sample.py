@@ -377,12 +377,14 @@ def page_row(result: Mapping[str, Any], folder: str = "") -> page.Row:
         "Beat agreement (F1)": measured["beats"],
         "Stem against music (dB)": measured["stem_level_db"],
         "Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
-        "Flags": measured["flags"],
     }
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
     players = [(label, f"{folder}{file}") for label, file in result["players"]]
-    return page.Row(result["id"], result["instruction"], players, settings, figures)
+    section = "Style transfer" if result["job"]["remove"] else "Generation"
+    return page.Row(
+        result["id"], result["instruction"], players, settings, figures, section=section, flags=measured["flags"]
+    )
 
 
 def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder: Path) -> tuple[list[page.Row], int]:

@@ -36,7 +36,7 @@ class Elements(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img", "input"):
+        if tag not in ("meta", "link", "img", "input"):  # which have no end tag
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -72,7 +72,8 @@ def folder(tmp_path_factory):
                 instruction=instruction,
                 players=files,
                 settings={"Seed": index, "Steps": 30, "Text guidance": 3.0, "Context guidance": 1.5},
-                figures={"Onset F1": 0.731, "Stem level (dB)": -6.25, "Flags": []},
+                figures={"Onset F1": 0.731, "Stem level (dB)": -6.25},
+                flags=["over_full_scale"] if index == 1 else [],
             )
         )
     page.write(folder, "Songs kept out of training", rows)
@@ -89,16 +90,17 @@ def test_every_job_has_its_instruction_players_and_pictures(folder, elements):
     assert len(elements.all("article")) == len(INSTRUCTIONS)
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", (folder / "index.html").read_text())
     assert tuple(headings) == INSTRUCTIONS
+    assert elements.text.count("over full scale") == 2  # in the table and in the row
     players, images = elements.all("audio"), elements.all("img")
     assert len(players) == len(images) == len(INSTRUCTIONS) * len(PLAYERS)
     assert all("controls" in player and player["aria-label"] in PLAYERS for player in players)
     assert all((folder / player["src"].replace("%20", " ")).is_file() for player in players)
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert all(image["src"].startswith("data:image/webp;base64,") and image["alt"] for image in images)
     assert "0.731" in elements.text and "Text guidance" in elements.text
 
 
 def test_nothing_is_requested_from_anywhere_else(folder, elements):
-    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", (folder / "index.html").read_text())
+    text = re.sub(r"data:image/webp;base64,[\w+/=]+", "", (folder / "index.html").read_text())
     assert not re.search(r"https?:|//|@import|url\(", text)
     targets = [attributes.get("src") or attributes.get("href") for _, attributes in elements.tags]
     for target in filter(None, targets):
@@ -118,7 +120,20 @@ def test_text_is_escaped(tmp_path):
 
 def test_rows_may_be_other_things_than_jobs(tmp_path):
     text = page.write(tmp_path, "Windows", [page.Row("a", "b"), page.Row("c", "d")], kind="Window").read_text()
-    assert '<th scope="col">Window</th>' in text and 'aria-label="All windows"' in text and "Job" not in text
+    assert (
+        '<th scope="col"><button type="button">Window</button></th>' in text
+        and 'aria-label="All windows"' in text
+        and "Job" not in text
+    )
+
+
+def test_sections_stand_in_the_order_of_their_first_rows(tmp_path):
+    sections = ["Generation", "Style transfer", "Generation", "MIDI"]
+    rows = [page.Row(f"job {index}", "Add drums", section=section) for index, section in enumerate(sections)]
+    text = page.write(tmp_path, "Three tables", rows).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Generation", "Style transfer", "MIDI"]
+    assert re.findall(r'<p class="job">job (\d)', text) == ["0", "2", "1", "3"]
+    assert text.count("<table>") == 1 and 'aria-label="All jobs: Generation"' in text
 
 
 def test_a_failed_job_is_shown_with_its_reason(tmp_path):
@@ -144,4 +159,12 @@ def test_pictures_share_one_scale_of_colours():
 def test_pictures_of_any_length(samples):
     image = pictures.mel_db(np.full((2, samples), 0.1, np.float32), SAMPLE_RATE)
     assert image.shape[0] == 80 and 1 <= image.shape[1] <= 900 and np.isfinite(image).all()
-    assert pictures.data_uris([image])[0].startswith("data:image/png")
+    assert pictures.data_uris([image])[0].startswith("data:image/webp")
+
+
+@pytest.mark.parametrize("samples", [1, 100, 16_000])
+def test_the_waveform_reaches_as_far_as_the_audio(samples):
+    path = pictures.waveform(np.full((2, samples), 0.5, np.float32))
+    points = [tuple(map(float, point.split(","))) for point in path[1:-1].split()]
+    assert {y for _, y in points} == {25.0} and 0 <= min(x for x, _ in points) <= max(x for x, _ in points) <= 300
+    assert len(points) == 2 * min(samples, 300)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ from string import Template
 from typing import Any
 
 from subtractive_jax.page import pictures
-from subtractive_jax.representation.audio import read_audio
+from subtractive_jax.sampling.song import mono, song_file
 
 _TEMPLATE = Path(__file__).with_name("template.html")
+_FILTERED_FROM = 20  # rows; fewer need no search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Row:
       settings: what went in, such as seed, steps and guidance; shown as name and value.
       figures: what was measured; shown as name and value, and as columns of the page's table.
       note: a remark, such as why a job failed.
+      section: the heading it stands under, such as "Style transfer".
+      flags: what a listener should know first, such as "silent_stem".
     """
 
     title: str
@@ -34,10 +38,14 @@ class Row:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
+    section: str = ""
+    flags: Sequence[str] = ()
 
 
 def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row], kind: str = "Job") -> Path:
     """Writes `folder/index.html`, which needs nothing but the audio files its rows name.
+
+    Rows of one section stand together, sections in the order of their first row.
 
     Args:
       kind: what a row is, in a word.
@@ -49,10 +57,21 @@ def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row], kind:
       UserError: an audio file is missing or unreadable.
     """
     folder = Path(folder)
+    places = {section: place for place, section in enumerate(dict.fromkeys(row.section for row in rows))}
+    ordered = sorted(rows, key=lambda row: places[row.section])
+    numbers = itertools.count()
+    sections = []
+    for name, group in itertools.groupby(ordered, key=lambda row: row.section):
+        numbered = [(next(numbers), row) for row in group]
+        parts = [f"<h2>{_text(name)}</h2>"] if name else []
+        parts += [_table(numbered, kind, name)] if len(numbered) > 1 else []
+        parts += [_card(folder, index, row, 3 if name else 2) for index, row in numbered]
+        sections.append("<section>" + "\n".join(parts) + "</section>")
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
-        table=_table(rows, kind) if len(rows) > 1 else "",
-        rows="\n".join(_card(folder, index, row) for index, row in enumerate(rows)),
+        search=_search(kind) if len(rows) > _FILTERED_FROM else "",
+        keys="" if any(row.players for row in rows) else "hidden",
+        sections="\n".join(sections),
     )
     path = folder / "index.html"
     temporary = folder / ".index.html.tmp"
@@ -69,42 +88,75 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _table(rows: Sequence[Row], kind: str) -> str:
-    """All rows at a glance: a line each, with links to the players below."""
-    columns = list(dict.fromkeys(name for row in rows for name in row.figures))
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in (kind, "Instruction", *columns))
-    lines = []
-    for index, row in enumerate(rows):
-        cells = "".join(f"<td>{_text(row.figures.get(name, '–'))}</td>" for name in columns)
-        link = f'<th scope="row"><a href="#job-{index}">{_text(row.title)}</a></th>'
-        lines.append(f"<tr>{link}<td>{_text(row.instruction)}</td>{cells}</tr>")
+def _search(kind: str) -> str:
+    name = _text(kind.lower())
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="All {_text(kind.lower())}s">'
+        f'<label class="search">Show {name}s with <input type="search" id="search" autocomplete="off"></label>'
+        '<p class="found" role="status"></p>'
+    )
+
+
+def _table(rows: Sequence[tuple[int, Row]], kind: str, section: str) -> str:
+    """A section at a glance: a line a row, with links to the players below."""
+    columns = list(dict.fromkeys(name for _, row in rows for name in row.figures))
+    names = (kind, "Instruction", *columns, *(["Flags"] if any(row.flags for _, row in rows) else []))
+    head = "".join(f'<th scope="col"><button type="button">{_text(name)}</button></th>' for name in names)
+    lines = []
+    for index, row in rows:
+        cells = "".join(f"<td>{_text(row.figures.get(name, '–'))}</td>" for name in columns)
+        flags = f"<td>{_badges(row)}</td>" if "Flags" in names else ""
+        link = f'<th scope="row"><a href="#row-{index}">{_text(row.title)}</a></th>'
+        lines.append(f'<tr data-row="{index}">{link}<td>{_text(row.instruction)}</td>{cells}{flags}</tr>')
+    label = f"All {_text(kind.lower())}s" + (f": {_text(section)}" if section else "")
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _card(folder: Path, index: int, row: Row) -> str:
-    images = pictures.data_uris([pictures.mel_db(*read_audio(folder / file)) for _, file in row.players])
-    players = "".join(_player(label, file, image) for (label, file), image in zip(row.players, images, strict=True))
+def _badges(row: Row) -> str:
+    return "".join(f'<span class="badge">{_text(flag.replace("_", " "))}</span>' for flag in row.flags)
+
+
+def _card(folder: Path, index: int, row: Row, level: int) -> str:
+    heard = [mono(song_file(folder / file), pictures.SAMPLE_RATE)[0][None] for _, file in row.players]
+    images = pictures.data_uris([pictures.mel_db(audio, pictures.SAMPLE_RATE) for audio in heard])
+    players = "".join(
+        _player(number, label, file, image, pictures.waveform(audio))
+        for number, ((label, file), image, audio) in enumerate(zip(row.players, images, heard, strict=True))
+    )
     facts = "".join(
         f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
         for name, value in (*row.figures.items(), *row.settings.items())
     )
     return (
-        f'<article id="job-{index}" aria-labelledby="title-{index}">'
-        f'<header><p class="job">{_text(row.title)}</p><h2 id="title-{index}">{_text(row.instruction)}</h2></header>'
+        f'<article id="row-{index}" aria-labelledby="title-{index}">'
+        f'<header><p class="job">{_text(row.title)}</p>'
+        f'<h{level} class="instruction" id="title-{index}">{_text(row.instruction)}</h{level}>{_badges(row)}</header>'
         + (f'<p class="note">{_text(row.note)}</p>' if row.note else "")
-        + (f'<div class="players">{players}</div>' if players else "")
+        + (f'{_TRANSPORT}<div class="players" role="group" aria-label="Versions">{players}</div>' if players else "")
         + (f"<dl>{facts}</dl>" if facts else "")
         + "</article>"
     )
 
 
-def _player(label: str, file: str, image: str) -> str:
+_TRANSPORT = (
+    '<div class="transport" hidden><button type="button" class="play" aria-label="Play">'
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 4v16l13-8z"/><path d="M6 4h4v16H6zM14 4h4v16h-4z"/></svg>'
+    '</button><input type="range" class="position" min="0" max="1" step="any" value="0" aria-label="Position">'
+    "<output></output></div>"
+)
+
+
+def _player(number: int, label: str, file: str, image: str, waveform: str) -> str:
     label, source = _text(label), html.escape(urllib.parse.quote(file))
+    key = f"<kbd>{number + 1}</kbd>" if number < 9 else ""
     return (
-        f'<figure><figcaption>{label}</figcaption><div class="picture">'
-        f'<img src="{image}" alt="Mel spectrogram: {label}"><span class="playhead" hidden></span></div>'
-        f'<audio controls preload="metadata" src="{source}" aria-label="{label}"></audio></figure>'
+        f'<figure><figcaption><button type="button" class="version" aria-pressed="false" hidden>{key}{label}</button>'
+        f'<span class="label">{label}</span></figcaption><div class="picture">'
+        f'<img src="{image}" alt="Mel spectrogram: {label}" loading="lazy">'
+        f'<svg class="wave" viewBox="0 0 300 100" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{waveform}"/></svg>'
+        f'<span class="playhead" hidden></span></div>'
+        f'<audio controls preload="none" src="{source}" aria-label="{label}"></audio></figure>'
     )
