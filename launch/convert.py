@@ -61,6 +61,7 @@ _DTYPE = flags.DEFINE_enum(
 )
 _CARD = flags.DEFINE_string("card", None, "A model card to put into the model folder; a stub otherwise.")
 
+_OF_TRAINING = ("loss", "mesh", "remat", "train")  # fields that a model can do without
 _MUSICNN_LAYERS = ("batch_normalization", "conv2d", "dense")  # first letters of the network's variables
 
 
@@ -87,7 +88,7 @@ def _base_config(kind: str, source: Published) -> ConfigDict:
     if source.has(diffusers_layout.OWN_CONFIG):
         file = source.path / diffusers_layout.OWN_CONFIG
         own = model_folder.read_config(file)
-        missing = [name for name in riffusion.get_config() if name not in own]
+        missing = [name for name in riffusion.get_config() if name not in own and name not in _OF_TRAINING]
         if missing:
             raise UserError(f"{file}: the fields {', '.join(missing)} are missing; restore it, or delete it")
         return own

@@ -1,13 +1,16 @@
-"""Measures generated music: Fréchet distance, Fréchet audio distance and KL divergence, with intervals and counts.
+"""Measures generated music, with intervals and counts.
 
   python -m launch.evaluate --reference=DIR --candidate=DIR --output=OUT [--embedder=musicnn]
-      two folders of audio; files of the same name (suffix aside) are pairs
+      two folders of audio, by FD, FAD, FAD-inf, KAD and KL; files of the same name (suffix aside) are pairs
   python -m launch.evaluate --paper_table --model=MODEL [--mix_model=MODEL] --data_dir=DIR --output=OUT
-      the model, its SDEdit baseline and the framing rows on windows kept out of training
+      the model, its SDEdit baseline and the framing rows on windows kept out of training, also by rhythm and harmony
+  python -m launch.evaluate --control --model=MODEL --data_dir=DIR --output=OUT
+      how often the model does as it is told: density, dynamics, genre
 
-Writes OUT/table.json and OUT/table.csv.
+Writes OUT/table.json, with what each figure means, and OUT/table.csv.
 """
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -21,9 +24,10 @@ from tqdm import tqdm
 
 import subtractive_jax
 from launch import program
-from subtractive_jax.errors import UserError
-from subtractive_jax.evaluation import paper_table, table
-from subtractive_jax.evaluation.embedders import Embedder, load_embedder
+from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.evaluation import control, paper_table, table
+from subtractive_jax.evaluation.embedders import load_embedder
+from subtractive_jax.model import Model
 from subtractive_jax.representation.audio import FORMATS, read_audio, to_mono
 
 _REFERENCE = flags.DEFINE_string("reference", None, "Folder of real audio.")
@@ -31,13 +35,16 @@ _CANDIDATE = flags.DEFINE_string("candidate", None, "Folder of generated audio."
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
 _EMBEDDER = flags.DEFINE_string("embedder", "musicnn", "The network behind the distances.")
 _PAPER_TABLE = flags.DEFINE_bool("paper_table", False, "Measure a model on a dataset instead of two folders.")
-_MODEL = flags.DEFINE_string("model", None, "With --paper_table: run folder, model folder or shipped name.")
+_CONTROL = flags.DEFINE_bool("control", False, "Measure how a model follows instructions.")
+_MODEL = flags.DEFINE_string("model", None, "Run folder, model folder or shipped name.")
 _MIX_MODEL = flags.DEFINE_string("mix_model", None, "With --paper_table: a second model, of the other target.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "With --paper_table: folder with the `windows` dataset.")
-_SPLIT = flags.DEFINE_string("split", "test", "With --paper_table: the split to measure on.")
-_STEM = flags.DEFINE_string("stem", "drums", "With --paper_table: the stem to insert.")
-_NUM_WINDOWS = flags.DEFINE_integer("num_windows", 64, "With --paper_table: windows to measure on.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", None, "With --paper_table: sampling steps; the models' own unless given.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the `windows` dataset to measure a model on.")
+_SPLIT = flags.DEFINE_string("split", "test", "Its split.")
+_STEM = flags.DEFINE_list("stem", ["drums"], "What to insert; --paper_table takes several, one table each.")
+_NUM_WINDOWS = flags.DEFINE_integer("num_windows", 64, "Windows to measure on.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the models' own unless given.")
+
+_MOST_EXAMPLES = 1000  # windows of the train split that tell what genres are like
 
 
 def audio_files(folder: str) -> list[Path]:
@@ -64,45 +71,75 @@ def recordings(paths: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, int]]:
         yield path.stem, to_mono(audio), sample_rate
 
 
-def folders(embedder: Embedder) -> tuple[list[table.Row], dict[str, Any]]:
-    """The one-row table of two folders."""
+def folders() -> tuple[str, str, dict[str, Any]]:
+    """The one-row table of two folders: as text, CSV and JSON."""
     if not _REFERENCE.value or not _CANDIDATE.value:
-        raise UserError("give --reference=DIR and --candidate=DIR, or --paper_table with --model and --data_dir")
+        raise UserError("give --reference=DIR and --candidate=DIR, or --paper_table or --control with --model")
     reference, candidate = audio_files(_REFERENCE.value), audio_files(_CANDIDATE.value)
+    embedder = load_embedder(_EMBEDDER.value)
     row = table.compare(
         _CANDIDATE.value,
         table.embed_all(embedder, recordings(reference)),
         table.embed_all(embedder, recordings(candidate)),
     )
-    return [row], {"reference": _REFERENCE.value, "reference_count": len(reference)}
+    about = {"embedder": embedder.name, "reference": _REFERENCE.value, "reference_count": len(reference)}
+    return table.to_text([row]), table.to_csv([row]), {**about, "rows": [row.as_json()]}
 
 
-def paper(embedder: Embedder) -> tuple[list[table.Row], dict[str, Any]]:
-    """The paper's table on windows of a dataset."""
+def loaded(*names: str | None) -> list[Model]:
+    """The models that were named, all of which know --stem."""
     if not _MODEL.value or not _DATA_DIR.value:
-        raise UserError("--paper_table needs --model=MODEL and --data_dir=DIR")
-    windows = paper_table.read_windows(_DATA_DIR.value, _SPLIT.value, _STEM.value, _NUM_WINDOWS.value)
-    models = [subtractive_jax.load(name) for name in (_MODEL.value, _MIX_MODEL.value) if name]
-    rows = paper_table.measure(embedder, models, windows, _STEPS.value)
-    about = {
-        "reference": f"true mixes, {_SPLIT.value} split of {_DATA_DIR.value}",
-        "reference_count": len(windows),
-        "model": _MODEL.value,
-        "mix_model": _MIX_MODEL.value,
-        "stem": _STEM.value,
-        "steps": _STEPS.value,
-    }
-    return rows, about
+        raise UserError("--paper_table and --control need --model=MODEL and --data_dir=DIR")
+    models = [subtractive_jax.load(name) for name in names if name]
+    for model in models:
+        for stem in _STEM.value:
+            if stem not in model.stems:
+                raise unknown_name("stem", stem, model.stems)
+    return models
 
 
-def write(output: Path, rows: Sequence[table.Row], about: dict[str, Any]) -> None:
+def about_models() -> dict[str, Any]:
+    """What was measured on what, for table.json."""
+    data = f"{_SPLIT.value} split of {_DATA_DIR.value}"
+    return {"model": _MODEL.value, "data": data, "stem": ",".join(_STEM.value), "steps": _STEPS.value}
+
+
+def paper() -> tuple[str, str, dict[str, Any]]:
+    """The paper's table on windows of a dataset, one for each stem set."""
+    models = loaded(_MODEL.value, _MIX_MODEL.value)
+    embedder = load_embedder(_EMBEDDER.value)
+    texts, rows = [], []
+    for stem in _STEM.value:
+        windows = list(paper_table.read_windows(_DATA_DIR.value, _SPLIT.value, stem, _NUM_WINDOWS.value))
+        own = paper_table.measure(embedder, models, windows, _STEPS.value)
+        if len(_STEM.value) > 1:
+            own = [dataclasses.replace(row, name=f"{stem}: {row.name}") for row in own]
+        texts.append(table.to_text(own))
+        rows += own
+    about = {"embedder": embedder.name, "reference": "the true mixes", **about_models(), "mix_model": _MIX_MODEL.value}
+    document = {**about, "definitions": paper_table.DEFINITIONS, "rows": [row.as_json() for row in rows]}
+    return "\n\n".join(texts), table.to_csv(rows), document
+
+
+def instruction_control() -> tuple[str, str, dict[str, Any]]:
+    """How a model follows instructions on windows of a dataset."""
+    if len(_STEM.value) > 1:
+        raise UserError("--control takes one --stem at a time (stems that are missing together are joined by +)")
+    (model,), (stem,) = loaded(_MODEL.value), _STEM.value
+    windows = list(paper_table.read_windows(_DATA_DIR.value, _SPLIT.value, stem, _NUM_WINDOWS.value))
+    examples = paper_table.read_windows(_DATA_DIR.value, "train", stem, _MOST_EXAMPLES)
+    trials, note = control.measure(model, windows, examples, _STEPS.value)
+    document = {**about_models(), **control.as_json(trials, note)}
+    return control.to_text(trials, note), control.to_csv(trials), document
+
+
+def write(output: Path, csv_text: str, document: dict[str, Any]) -> None:
     """Writes the folder, whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        document = {**about, "rows": [row.as_json() for row in rows]}
         (temporary / "table.json").write_text(json.dumps(document, indent=2) + "\n")
-        (temporary / "table.csv").write_text(table.to_csv(rows))
+        (temporary / "table.csv").write_text(csv_text)
         temporary.chmod(0o755)
         temporary.rename(output)
     except BaseException:
@@ -114,10 +151,12 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"{output} exists: give another --output")
-    embedder = load_embedder(_EMBEDDER.value)
-    rows, about = paper(embedder) if _PAPER_TABLE.value else folders(embedder)
-    write(output, rows, {"embedder": embedder.name, **about})
-    print(table.to_text(rows))
+    if _PAPER_TABLE.value and _CONTROL.value:
+        raise UserError("--paper_table and --control are two reports: give one of them")
+    report = paper if _PAPER_TABLE.value else instruction_control if _CONTROL.value else folders
+    text, csv_text, document = report()
+    write(output, csv_text, document)
+    print(text)
     print(output / "table.json")
 
 

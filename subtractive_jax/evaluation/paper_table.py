@@ -5,23 +5,43 @@ near the full mix already, and any stem of the right kind is nearer still. Each 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from subtractive_jax.errors import UserError
-from subtractive_jax.evaluation import table
-from subtractive_jax.evaluation.embedders import Embedder
+from subtractive_jax.evaluation import distances, table
+from subtractive_jax.evaluation.alignment import balanced_mix, chroma_agreement
+from subtractive_jax.evaluation.distances import Estimate
+from subtractive_jax.evaluation.embedders import Embedder, Embedding
 from subtractive_jax.evaluation.table import Row
 from subtractive_jax.model import Model
 from subtractive_jax.models.autoencoder import mode
 from subtractive_jax.records import Split
 from subtractive_jax.representation.audio import read_audio, to_mono
-from subtractive_jax.sampling.rhythm import onset_agreement, onset_strength, onsets
+from subtractive_jax.sampling.rhythm import beat_agreement, beats, onset_agreement, onset_strength, onsets
+
+DEFINITIONS = {
+    "fd": "Fréchet distance to the true mixes, one embedding a window; audioldm_eval",
+    "fad": "Fréchet distance to the true mixes, all patches; audioldm_eval",
+    "fad_inf": "FAD extrapolated to unboundedly many patches; fadtk",
+    "kad": "100 times the unbiased squared maximum mean discrepancy, bandwidth from the true mixes; kadtk",
+    "kl_softmax": "KL(true mix || row), classes exclude each other; audioldm_eval",
+    "kl_sigmoid": "the same with independent classes; audioldm_eval",
+    "sub_fad": "FAD of untouched context plus stem; missing where the stem can only be estimated",
+    "apa": "accompaniment prompt adherence of context and stem at equal loudness, 0 to 1",
+    "onset_f1": "onsets of the stem against the true stem's, within 70 ms",
+    "beat_f1": "beats of the stem against the true stem's, within 70 ms",
+    "chroma_agreement": "cosine of the chroma of stem and context, mean over frames in which both sound",
+    "clap": "cosine of the mix's embedding and its caption's",
+    "silent_stem": "share of results whose stem is silent against its context",
+    "no_edit": "share of results in which nothing was put in: a silent stem, or a mix like its context",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +56,38 @@ class Window:
     group_id: str
     instruction: str
     caption: str
+    genre: str = ""  # the tag, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A row's audio for one window; `stem` is what was put in, or None where nothing was."""
+    """A row's audio for one window.
+
+    Attributes:
+      mix: mono `[samples]`.
+      stem: what was put in, or None where nothing was.
+      is_sum: whether the mix is the untouched context plus the stem.
+      flags: of the sampler's figures, None where nothing was sampled.
+    """
 
     mix: np.ndarray
     stem: np.ndarray | None = None
+    is_sum: bool = False
+    flags: Sequence[str] | None = None
+
+
+@runtime_checkable
+class TextEmbedder(Protocol):
+    """An embedder whose texts live in the space of its recordings: `embed_text` gives unit vectors `[texts, D]`."""
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 class UnavailableError(Exception):
     """Why a row cannot be filled."""
 
 
-def read_windows(data_dir: str | Path, split: str, stem: str, num_windows: int) -> list[Window]:
+def read_windows(data_dir: str | Path, split: str, stem: str, num_windows: int) -> Iterator[Window]:
     """`num_windows` windows that lack `stem`, evenly spaced over the split; all of them where there are fewer.
 
     Raises:
@@ -62,21 +99,20 @@ def read_windows(data_dir: str | Path, split: str, stem: str, num_windows: int) 
         raise UserError(f'{data_dir}: the split "{split}" has {len(found)} windows without {stem}, a table needs two')
     chosen = np.linspace(0, len(found) - 1, min(num_windows, len(found))).round().astype(int)
     examples = Split(data_dir, "windows", split)
-    windows = []
-    for index in chosen:
-        example = examples[found[index]]
-        audio = {key: example["gain"] * to_mono(read_audio(example[key])[0]) for key in ("mix", "context", "stem")}
-        windows.append(
-            Window(
-                **audio,
-                sample_rate=int(example["sample_rate"]),
-                stem_name=example["stem_name"],
-                group_id=example["group_id"],
-                instruction=example["instructions"][0],
-                caption=example["caption"],
-            )
-        )
-    return windows
+    return (_window(examples[found[index]]) for index in chosen)
+
+
+def _window(example: Mapping[str, Any]) -> Window:
+    audio = {key: example["gain"] * to_mono(read_audio(example[key])[0]) for key in ("mix", "context", "stem")}
+    return Window(
+        **audio,
+        sample_rate=int(example["sample_rate"]),
+        stem_name=example["stem_name"],
+        group_id=example["group_id"],
+        instruction=example["instructions"][0],
+        caption=example["caption"],
+        genre=str(json.loads(example["tags"]).get("genre") or ""),
+    )
 
 
 def through_codec(model: Model, audio: Sequence[np.ndarray]) -> np.ndarray:
@@ -107,7 +143,8 @@ def _has(model: Model, part: str) -> bool:
 def _sampled(model: Model, windows: Sequence[Window], texts: Sequence[str], **settings: Any) -> Iterator[Sound]:
     for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
         result = model.insert(window.context, window.sample_rate, text, window.stem_name, seed=index, **settings)
-        yield Sound(to_mono(result.mix), to_mono(result.stem))
+        stem, info = to_mono(result.stem), result.info
+        yield Sound(to_mono(result.mix), stem, not info["estimated"], info["figures"]["flags"])
 
 
 def rows(
@@ -122,11 +159,18 @@ def rows(
       steps: of the sampler; the models' own when None.
     """
 
-    def codec(key: str) -> Iterable[Sound]:
-        return map(Sound, through_codec(models[0], [getattr(window, key) for window in windows]))
+    def true_mix() -> Iterable[Sound]:
+        mixes, stems = (
+            through_codec(models[0], [getattr(window, key) for window in windows]) for key in ("mix", "stem")
+        )
+        return map(Sound, mixes, stems)
+
+    def context() -> Iterable[Sound]:
+        return map(Sound, through_codec(models[0], [window.context for window in windows]))
 
     def another() -> Iterable[Sound]:
-        return (Sound(window.context + stem, stem) for window, stem in zip(windows, other_stems(windows), strict=True))
+        pairs = zip(windows, other_stems(windows), strict=True)
+        return (Sound(window.context + stem, stem, is_sum=True) for window, stem in pairs)
 
     def sdedit() -> Iterable[Sound]:
         model = next((model for model in models if _has(model, "base_denoiser")), None)
@@ -142,9 +186,9 @@ def rows(
         return _sampled(model, windows, [window.instruction for window in windows], steps=steps)
 
     return {
-        "true mix through the codec": lambda: codec("mix"),
+        "true mix through the codec": true_mix,
         "context alone": lambda: (Sound(window.context) for window in windows),
-        "context alone through the codec": lambda: codec("context"),
+        "context alone through the codec": context,
         "context plus another song's stem": another,
         "SDEdit, base model": sdedit,
         "ours (mix target)": lambda: ours("mix"),
@@ -152,14 +196,77 @@ def rows(
     }
 
 
-def onset_f1(sounds: Sequence[Sound], windows: Sequence[Window]) -> np.ndarray:
-    """F1 of the onsets of what was put in against the true stem's, +-70 ms, one value a window."""
-    values = []
-    for sound, window in zip(sounds, windows, strict=True):
-        assert sound.stem is not None
-        estimate, truth = (onsets(onset_strength(audio, window.sample_rate)) for audio in (sound.stem, window.stem))
-        values.append(onset_agreement(estimate, truth)["f1"])
-    return np.array(values)
+def stem_figures(stems: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, Estimate]:
+    """Onset F1 and beat F1 of stems against the true ones, and how their chroma agree with the contexts'."""
+    values: dict[str, list[float]] = {"onset_f1": [], "beat_f1": [], "chroma_agreement": []}
+    for stem, window in zip(stems, windows, strict=True):
+        ours, truth = (onset_strength(audio, window.sample_rate) for audio in (stem, window.stem))
+        values["onset_f1"].append(onset_agreement(onsets(ours), onsets(truth))["f1"])
+        values["beat_f1"].append(beat_agreement(beats(ours), beats(truth)))
+        values["chroma_agreement"].append(chroma_agreement(stem, window.context, window.sample_rate))
+    return {metric: table.mean(np.array(each)) for metric, each in values.items()}
+
+
+class Measure:
+    """What all rows of one table are measured with: embeddings of the true mixes, of pairs and of captions."""
+
+    def __init__(self, embedder: Embedder, windows: Sequence[Window], replicates: int):
+        self._embedder, self._windows, self._replicates = embedder, windows, replicates
+        self._names = [f"{index:05d}" for index in range(len(windows))]
+        self._reference = self._embedded([window.mix for window in windows])
+        self._real = self._pairs([window.stem for window in windows])
+        self._why_no_adherence = ""
+        try:
+            self._shuffled = self._pairs(other_stems(windows))
+        except UnavailableError as reason:
+            self._why_no_adherence = f"no APA: {reason}"
+        self._captions = None
+        if isinstance(embedder, TextEmbedder):
+            self._captions = embedder.embed_text([window.caption for window in windows])
+
+    def __call__(self, name: str, sounds: Sequence[Sound]) -> Row:
+        """The row of these sounds, one a window."""
+        candidate = self._embedded([sound.mix for sound in sounds])
+        row = table.compare(name, self._reference, candidate, self._replicates)
+        figures, notes = dict(row.figures), [row.note]
+        if self._captions is not None:
+            means = np.stack([candidate[key].patches.mean(axis=0) for key in self._names])
+            cosines = np.sum(means * self._captions, axis=1) / np.linalg.norm(means, axis=1)
+            figures["clap"] = table.mean(cosines)
+        stems = [sound.stem for sound in sounds if sound.stem is not None]
+        if stems:
+            figures |= stem_figures(stems, self._windows)
+            notes.append(self._why_no_adherence)
+            if not self._why_no_adherence:
+                figures["apa"] = self._adherence(self._pairs(stems))
+            if sounds[0].is_sum:
+                figures["sub_fad"] = figures["fad"]
+        flags = [sound.flags for sound in sounds if sound.flags is not None]
+        if flags:
+            silent = np.array(["silent_stem" in raised for raised in flags], float)
+            unchanged = np.array(["unchanged" in raised for raised in flags], float)
+            figures |= {"silent_stem": table.mean(silent), "no_edit": table.mean(np.maximum(silent, unchanged))}
+        return Row(name, row.count, figures, "; ".join(filter(None, notes)))
+
+    def _embedded(self, audio: Iterable[np.ndarray]) -> dict[str, Embedding]:
+        rate = self._windows[0].sample_rate
+        return table.embed_all(
+            self._embedder, ((key, each, rate) for key, each in zip(self._names, audio, strict=True))
+        )
+
+    def _pairs(self, stems: Sequence[np.ndarray]) -> list[Embedding]:
+        """Embeddings of each context with a stem, mixed for prompt adherence."""
+        windows = zip(self._windows, stems, strict=True)
+        mixes = (balanced_mix(window.context, stem, window.sample_rate) for window, stem in windows)
+        return list(self._embedded(mixes).values())
+
+    def _adherence(self, candidate: Sequence[Embedding]) -> Estimate:
+        sets = (candidate, self._real, self._shuffled)
+
+        def apa(*indices: np.ndarray) -> float:
+            return distances.prompt_adherence(*map(table.patches, sets, indices))
+
+        return distances.bootstrap(apa, [len(self._windows)] * 3, self._replicates, paired=True)
 
 
 def measure(
@@ -170,9 +277,7 @@ def measure(
     replicates: int = 100,
 ) -> list[Row]:
     """The table: every row against the true mixes of the same windows."""
-    rate = windows[0].sample_rate
-    names = [f"{index:05d}" for index in range(len(windows))]
-    reference = table.embed_all(embedder, ((name, w.mix, rate) for name, w in zip(names, windows, strict=True)))
+    row_of = Measure(embedder, windows, replicates)
     measured = []
     for name, make in rows(models, windows, steps).items():
         try:
@@ -180,9 +285,5 @@ def measure(
         except UnavailableError as reason:
             measured.append(Row(name, 0, {}, str(reason)))
             continue
-        candidate = table.embed_all(embedder, ((key, s.mix, rate) for key, s in zip(names, sounds, strict=True)))
-        row = table.compare(name, reference, candidate, replicates)
-        if sounds[0].stem is not None:
-            row = dataclasses.replace(row, figures={**row.figures, "onset_f1": table.mean(onset_f1(sounds, windows))})
-        measured.append(row)
+        measured.append(row_of(name, sounds))
     return measured

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,20 @@ from subtractive_jax.evaluation.embedders import Embedder, Embedding
 METRICS = {  # column: heading
     "fd": "FD",
     "fad": "FAD",
+    "fad_inf": "FAD-inf",
+    "kad": "KAD",
     "kl_softmax": "KL softmax",
     "kl_sigmoid": "KL sigmoid",
+    "sub_fad": "sub-FAD",
+    "apa": "APA",
     "onset_f1": "onset F1",
+    "beat_f1": "beat F1",
+    "chroma_agreement": "chroma",
+    "clap": "CLAP",
+    "silent_stem": "silent",
+    "no_edit": "no edit",
 }
+_COLUMNS_A_BLOCK = 6  # in a terminal
 Embeddings = Mapping[str, Embedding]  # by file name
 
 
@@ -42,9 +52,10 @@ def embed_all(embedder: Embedder, recordings: Iterable[tuple[str, np.ndarray, in
 
 
 def compare(name: str, reference: Embeddings, candidate: Embeddings, replicates: int = 100) -> Row:
-    """FD over files, FAD over all patches and, where both sides have the same names, KL; as audioldm_eval defines them.
+    """Distances of files' embeddings as `distances` defines them; FD, FAD and KL are audioldm_eval's.
 
-    FD takes one embedding a file, the mean of its patches; KL is of (reference || candidate).
+    FD takes one embedding a file, the mean of its patches; FAD, FAD-inf and KAD take all patches. KL is of
+    (reference || candidate), where both sides have the same names and the embedder knows classes.
 
     Raises:
       UserError: fewer than two recordings on a side.
@@ -52,26 +63,42 @@ def compare(name: str, reference: Embeddings, candidate: Embeddings, replicates:
     paired = reference.keys() == candidate.keys()
     xs = [reference[key] for key in sorted(reference)]
     ys = [candidate[key] for key in sorted(candidate)]
-    x_means = np.stack([x.patches.mean(axis=0) for x in xs])
-    y_means = np.stack([y.patches.mean(axis=0) for y in ys])
+    x_means, y_means = (np.stack([item.patches.mean(axis=0) for item in items]) for items in (xs, ys))
 
-    def patches(embeddings: Sequence[Embedding], indices: np.ndarray) -> np.ndarray:
-        return np.concatenate([embeddings[index].patches for index in indices])
+    def fd(i: np.ndarray, j: np.ndarray) -> float:
+        return distances.frechet(x_means[i], y_means[j])
 
-    def fd(i: np.ndarray, j: np.ndarray | None = None) -> float:
-        return distances.frechet(x_means[i], y_means[i if j is None else j])
+    def fad(i: np.ndarray, j: np.ndarray) -> float:
+        return distances.frechet(patches(xs, i), patches(ys, j))
 
-    def fad(i: np.ndarray, j: np.ndarray | None = None) -> float:
-        return distances.frechet(patches(xs, i), patches(ys, i if j is None else j))
+    def fad_inf(i: np.ndarray, j: np.ndarray) -> float:
+        return distances.frechet_infinity(patches(xs, i), patches(ys, j))
 
-    counts = [len(xs)] if paired else [len(xs), len(ys)]
-    figures = {metric: distances.bootstrap(f, counts, replicates) for metric, f in (("fd", fd), ("fad", fad))}
+    kad = distances.KernelDistance([x.patches for x in xs], [y.patches for y in ys])
+    statistics: dict[str, Callable[..., float]] = {"fd": fd, "fad": fad, "kad": kad}
+    notes = []
+    if (count := sum(len(y.patches) for y in ys)) >= distances.FEWEST_FOR_INFINITY:
+        statistics["fad_inf"] = fad_inf
+    else:
+        notes.append(f"no FAD-inf, which takes {distances.FEWEST_FOR_INFINITY} patches and has {count}")
+    figures = {
+        metric: distances.bootstrap(statistic, [len(xs), len(ys)], replicates, paired=paired)
+        for metric, statistic in statistics.items()
+    }
+    x_logits, y_logits = ([item.logits for item in items if item.logits is not None] for items in (xs, ys))
     if not paired:
-        return Row(name, len(ys), figures, "file names differ from the reference's: no KL")
-    x_logits, y_logits = np.stack([x.logits for x in xs]), np.stack([y.logits for y in ys])
-    for metric, divergence in (("kl_softmax", distances.kl_softmax), ("kl_sigmoid", distances.kl_sigmoid)):
-        figures[metric] = mean(divergence(x_logits, y_logits))
-    return Row(name, len(ys), figures)
+        notes.append("no KL, since file names differ from the reference's")
+    elif not x_logits:
+        notes.append("no KL, since the embedder knows no classes")
+    else:
+        figures["kl_softmax"] = mean(distances.kl_softmax(np.stack(x_logits), np.stack(y_logits)))
+        figures["kl_sigmoid"] = mean(distances.kl_sigmoid(np.stack(x_logits), np.stack(y_logits)))
+    return Row(name, len(ys), figures, "; ".join(notes))
+
+
+def patches(embeddings: Sequence[Embedding], indices: np.ndarray) -> np.ndarray:
+    """All patches `[patches, D]` of the recordings with these indices."""
+    return np.concatenate([embeddings[index].patches for index in indices])
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -80,22 +107,33 @@ def mean(values: np.ndarray) -> Estimate:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """The table for a terminal, values with their 95 % intervals."""
-    lines = [["", "N", *METRICS.values()]]
+    """The table for a terminal, values with their 95 % intervals; columns that no row fills are left out."""
+    filled = [metric for metric in METRICS if any(metric in row.figures for row in rows)]
+    blocks = []
+    for start in range(0, len(filled), _COLUMNS_A_BLOCK):
+        metrics = filled[start : start + _COLUMNS_A_BLOCK]
+        head = ["", "N", *(METRICS[metric] for metric in metrics)]
+        lines = [[row.name, str(row.count), *(with_interval(row.figures.get(key)) for key in metrics)] for row in rows]
+        blocks.append(aligned([head, *lines]))
+    named: dict[str, list[str]] = {}
     for row in rows:
-        cells = []
-        for metric in METRICS:
-            estimate = row.figures.get(metric)
-            cells.append(f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate else "-")
-        lines.append([row.name, str(row.count), *cells])
+        if row.note:
+            named.setdefault(row.note, []).append(row.name)
+    notes = [f"{'all rows' if len(names) == len(rows) else ', '.join(names)}: {note}" for note, names in named.items()]
+    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+
+
+def with_interval(estimate: Estimate | None) -> str:
+    """As people read it: "0.52 [0.48, 0.56]"."""
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate else "-"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    ]
-    return "\n".join(aligned + [f"{row.name}: {row.note}" for row in rows if row.note])
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
 
 
 def to_csv(rows: Sequence[Row]) -> str:
