@@ -86,8 +86,8 @@ def folders() -> tuple[str, str, dict[str, Any]]:
     return table.to_text([row]), table.to_csv([row]), {**about, "rows": [row.as_json()]}
 
 
-def loaded(*names: str | None) -> list[Model]:
-    """The models that were named, all of which know --stem."""
+def given(*names: str | None) -> tuple[list[Model], str]:
+    """The models that were named, all of which know --stem, and the folder of the dataset."""
     if not _MODEL.value or not _DATA_DIR.value:
         raise UserError("--paper_table and --control need --model=MODEL and --data_dir=DIR")
     models = [subtractive_jax.load(name) for name in names if name]
@@ -95,7 +95,7 @@ def loaded(*names: str | None) -> list[Model]:
         for stem in _STEM.value:
             if stem not in model.stems:
                 raise unknown_name("stem", stem, model.stems)
-    return models
+    return models, _DATA_DIR.value
 
 
 def about_models() -> dict[str, Any]:
@@ -106,11 +106,11 @@ def about_models() -> dict[str, Any]:
 
 def paper() -> tuple[str, str, dict[str, Any]]:
     """The paper's table on windows of a dataset, one for each stem set."""
-    models = loaded(_MODEL.value, _MIX_MODEL.value)
+    models, data_dir = given(_MODEL.value, _MIX_MODEL.value)
     embedder = load_embedder(_EMBEDDER.value)
     texts, rows = [], []
     for stem in _STEM.value:
-        windows = list(paper_table.read_windows(_DATA_DIR.value, _SPLIT.value, stem, _NUM_WINDOWS.value))
+        windows = list(paper_table.read_windows(data_dir, _SPLIT.value, stem, _NUM_WINDOWS.value))
         own = paper_table.measure(embedder, models, windows, _STEPS.value)
         if len(_STEM.value) > 1:
             own = [dataclasses.replace(row, name=f"{stem}: {row.name}") for row in own]
@@ -125,9 +125,9 @@ def instruction_control() -> tuple[str, str, dict[str, Any]]:
     """How a model follows instructions on windows of a dataset."""
     if len(_STEM.value) > 1:
         raise UserError("--control takes one --stem at a time (stems that are missing together are joined by +)")
-    (model,), (stem,) = loaded(_MODEL.value), _STEM.value
-    windows = list(paper_table.read_windows(_DATA_DIR.value, _SPLIT.value, stem, _NUM_WINDOWS.value))
-    examples = paper_table.read_windows(_DATA_DIR.value, "train", stem, _MOST_EXAMPLES)
+    ((model,), data_dir), (stem,) = given(_MODEL.value), _STEM.value
+    windows = list(paper_table.read_windows(data_dir, _SPLIT.value, stem, _NUM_WINDOWS.value))
+    examples = paper_table.read_windows(data_dir, "train", stem, _MOST_EXAMPLES)
     trials, note = control.measure(model, windows, examples, _STEPS.value)
     document = {**about_models(), **control.as_json(trials, note)}
     return control.to_text(trials, note), control.to_csv(trials), document
