@@ -101,9 +101,11 @@ def patches(embeddings: Sequence[Embedding], indices: np.ndarray) -> np.ndarray:
     return np.concatenate([embeddings[index].patches for index in indices])
 
 
-def mean(values: np.ndarray) -> Estimate:
-    """The mean of `[files]` with its bootstrap interval."""
-    return distances.bootstrap(lambda indices: float(values[indices].mean()), [len(values)], replicates=1000)
+def mean(values: np.ndarray, replicates: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """The mean of `[files]` with its percentile bootstrap interval, which for a share stays within 0 and 1."""
+    indices = np.random.default_rng(seed).integers(len(values), size=(replicates, len(values)))
+    low, high = np.quantile(values[indices].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))
 
 
 def to_text(rows: Sequence[Row]) -> str:
