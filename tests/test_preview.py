@@ -4,14 +4,16 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from subtractive_jax import parts, records
 from subtractive_jax.errors import UserError
+from subtractive_jax.models.autoencoder import mode
 from subtractive_jax.representation.audio import read_audio
-from subtractive_jax.sampling import insert
+from subtractive_jax.sampling.sampler import Sampler
 from subtractive_jax.training import latent_stages, lora, partitioning, preview, stages
 from subtractive_jax.weights import model_folder
 from tests import synthetic
@@ -110,7 +112,7 @@ def test_the_same_model_gives_the_same_without_compiling_again(world, tmp_path):
 
 
 def test_the_sampler_comes_to_the_same_latents(world, monkeypatch):
-    """`Model.insert` encodes audio and texts; given what the dataset holds of them, it samples what is previewed."""
+    """`Sampler` reads latents and texts; given what the dataset holds of them, it samples what is previewed."""
     config = _config(world)
     split = records.Split(world.data_dir, "latents", "validation")
     example = split[1]
@@ -119,15 +121,21 @@ def test_the_sampler_comes_to_the_same_latents(world, monkeypatch):
     states, mask = latent_stages.pad_texts(
         [np.float16(split.metadata["null_text_states"]), instruction], config.max_text_tokens
     )
-    monkeypatch.setattr(model, "encode_audio", lambda audio: np.float32(example["context_latent"][None]))
     monkeypatch.setattr(model, "encode_text", lambda texts: (np.float32(states), mask))
     settings = {name: config.sampling[name] for name in ("solver", "steps", "text_guidance", "context_guidance")}
     stem = model.stems.index(example["stem_name"])
     with model.holding(_params(config)):
-        sampler = insert._Sampler(
-            model, example["instructions"][0], stem, seed=7, strength=None, progress=None, **settings
+        sampler = Sampler(
+            model,
+            example["instructions"][0],
+            stem,
+            guidance_rescale=0.0,
+            guidance_interval=(0.0, 1.0),
+            strength=None,
+            **settings,
         )
-        (expected,) = sampler.latents(np.zeros((1, 1)))
+        context = np.asarray(mode(jnp.float32(example["context_latent"][None])))
+        (expected,) = sampler.latents(context, [7])
         latent = preview._denoised(model, example, 7, split.metadata)
     np.testing.assert_allclose(latent, expected, atol=1e-5)
 

@@ -113,8 +113,8 @@ class Sampler:
         context = context - shift
         count, _, length, _ = context.shape
         windows = Windows(length, count)
-        noise = np.stack([_noise(seed, windows, context.shape) for seed in seeds])
-        x = noise
+        drawn = np.stack([noise(seed, windows, context.shape[1], context.shape[3]) for seed in seeds])
+        x = drawn
         if self.strength is not None:
             x = np.asarray(schedule.add_noise(windows.blend(context * scale, TIME_AXIS), x, plan.timesteps[0], rates))
         contexts = np.tile(context * np.float32(config.context_scale), (len(seeds), 1, 1, 1))
@@ -146,13 +146,17 @@ class Sampler:
         return x / scale + shift
 
 
-def _noise(seed: int, windows: Windows, shape: tuple[int, ...]) -> np.ndarray:
-    """What a song starts from, [F, windows.total, C]: half a window after the other, so that length changes nothing."""
+def noise(seed: int, windows: Windows, frequencies: int, channels: int) -> np.ndarray:
+    """What a song starts from, [frequencies, windows.total, channels].
+
+    Drawn half a window after the other, so that a longer song begins with the same.
+
+    Raises:
+      UserError: the seed is out of range.
+    """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: it must be at least 0 and below 2^32")
+    shape = (frequencies, windows.hop, channels)
     halves = -(-windows.total // windows.hop)
-    drawn = [
-        np.asarray(jax.random.normal(rng.stream(seed, "sampling", half), (shape[1], windows.hop, shape[3])))
-        for half in range(halves)
-    ]
+    drawn = [np.asarray(jax.random.normal(rng.stream(seed, "sampling", half), shape)) for half in range(halves)]
     return np.concatenate(drawn, axis=TIME_AXIS)[:, : windows.total]

@@ -21,13 +21,15 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from subtractive_jax import records, rng
+from subtractive_jax import records
 from subtractive_jax.diffusion import solvers
 from subtractive_jax.model import Model
 from subtractive_jax.models import autoencoder
 from subtractive_jax.models.network import Params
 from subtractive_jax.page import pictures
 from subtractive_jax.representation.audio import read_audio, write_audio
+from subtractive_jax.sampling.sampler import noise
+from subtractive_jax.sampling.windows import Windows
 from subtractive_jax.training import lora
 from subtractive_jax.training.latent_stages import null_text_states, pad_texts
 from subtractive_jax.training.metrics import Sound
@@ -244,7 +246,8 @@ def _denoised(model: _Model, example: _Example, seed: int, metadata: dict[str, A
     states, mask = pad_texts([null_text_states(config, metadata), text], config.max_text_tokens)
     states = states.astype(np.float32)
     plan = _plan(config)
-    state = solvers.start(plan, jax.random.normal(rng.stream(seed, "sampling"), context.shape))
+    _, frequencies, length, channels = context.shape
+    state = solvers.start(plan, noise(seed, Windows(length, 1), frequencies, channels)[None])
     for call, t in enumerate(plan.timesteps):
         state = solvers.step(plan, call, state, output(np.asarray(state.x), t))
     return np.asarray(state.x)[0] / scale + shift
