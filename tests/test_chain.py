@@ -158,6 +158,7 @@ def get_config(stage="subtractive"):
 """
 
 
+@pytest.mark.slow
 def test_published_weights_fine_tuned_and_taken_back(songs, tmp_path):
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     from tests import published

@@ -330,7 +330,7 @@ def test_a_solver_that_is_not_ours_leaves_the_configs(tmp_path):
     assert config.schedule.prediction_type == "v_prediction" and config.schedule.set_alpha_to_one is False
 
 
-@pytest.mark.parametrize("name", ["riffusion", "auffusion"])
+@pytest.mark.parametrize("name", ["riffusion", pytest.param("auffusion", marks=pytest.mark.slow)])
 def test_a_converted_model_inserts_a_stem(tmp_path, stable_diffusion, auffusion, name):
     folder = (stable_diffusion if name == "riffusion" else auffusion)[0]
     files = diffusers_layout.widen(read(folder, published.config(name)))

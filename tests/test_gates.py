@@ -42,7 +42,7 @@ def test_beats_of_clicks(bpm):
     assert rhythm.beat_agreement(rhythm.beats(strength), times) > 0.95
 
 
-@pytest.mark.parametrize("bpm", [84, 110, 132])
+@pytest.mark.parametrize("bpm", [110, *(pytest.param(bpm, marks=pytest.mark.slow) for bpm in (84, 132))])
 def test_beats_of_music_are_those_of_librosa(bpm):
     """A kick on every beat, a hi-hat on every half, a tone on every fourth, and noise."""
     random, beats = np.random.default_rng(bpm), np.arange(0.2, 19.5, 60 / bpm)

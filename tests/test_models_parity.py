@@ -304,7 +304,9 @@ def _networks(dtype: Any) -> dict[str, tuple[Network, tuple[np.ndarray, ...], st
     }
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "vocoder", "denoiser"])
+@pytest.mark.parametrize(
+    "part", ["vocoder", *(pytest.param(part, marks=pytest.mark.slow) for part in ("autoencoder", "denoiser"))]
+)
 def test_bfloat16_compute_stays_close_to_float32(part):
     outputs = []
     for dtype in (jnp.float32, jnp.bfloat16):
