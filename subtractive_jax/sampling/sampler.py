@@ -135,7 +135,7 @@ class Sampler:
         state = solvers.start(plan, x)
         for call, t in enumerate(plan.timesteps):
             if known is not None:
-                there = np.asarray(schedule.add_noise(known.latents, noise, t, rates))
+                there = np.asarray(schedule.add_noise(known.latents, drawn, t, rates))
                 state = state._replace(x=np.where(known.where[:, None], there, state.x))
             state = solvers.step(plan, call, state, output(np.asarray(state.x), int(t)))
             if progress:
