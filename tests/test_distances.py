@@ -106,7 +106,7 @@ def test_kad_of_one_distribution_is_around_zero():
     generator = np.random.default_rng(0)
     same = [distances.kad(*generator.normal(size=(2, 40, 3))) for _ in range(50)]
     assert min(same) < 0.0 < max(same) and abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(50)
-    assert distances.kad(generator.normal(size=(40, 3)), generator.normal(size=(40, 3)) + 2.0) > 10 * max(same)
+    assert distances.kad(generator.normal(size=(40, 3)), generator.normal(size=(40, 3)) + 2.0) > 5 * max(same)
 
 
 def test_kad_of_one_patch_is_refused():

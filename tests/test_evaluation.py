@@ -1,10 +1,9 @@
-"""Distances against their definitions, musicnn against its published graph, the table's rows, the program."""
+"""musicnn against its published graph, the table's rows, the program."""
 
 import importlib.util
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,6 @@ import jax
 import librosa
 import numpy as np
 import pytest
-import scipy.linalg
-import scipy.special
 
 from configs import minimal
 from launch import convert
@@ -36,53 +33,6 @@ def rng():
 @pytest.fixture(scope="module")
 def checkpoint():
     return convert.read_musicnn()
-
-
-def test_frechet_by_hand_uses_sample_covariance():
-    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]])  # means 1 and 3, variances 2 and 8 with ddof 1
-    assert distances.frechet(x, y) == pytest.approx(4 + 2 + 8 - 2 * 4, abs=1e-9)
-
-
-@pytest.mark.parametrize("counts", [(300, 200), (12, 9)])
-def test_frechet_equals_the_published_code(rng, counts):
-    x, y = (rng.normal(size=(count, 20)) @ rng.normal(size=(20, 20)) + rng.normal(size=20) for count in counts)
-    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    with warnings.catch_warnings(action="ignore"):  # scipy on singular matrices
-        root = scipy.linalg.sqrtm(s1 @ s2).real
-    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(s1) + np.trace(s2) - 2 * np.trace(root)
-    assert distances.frechet(x, y) == pytest.approx(expected, rel=1e-5)
-
-
-def test_frechet_of_one_sample_is_refused():
-    with pytest.raises(UserError, match="two samples"):
-        distances.frechet(np.zeros((1, 4)), np.zeros((9, 4)))
-
-
-def test_kl_by_hand():
-    target, generated = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.5, 0.25]])
-    expected = (
-        0.5 * np.log(0.5 / (0.25 + 1e-6)) + 0.25 * np.log(0.25 / (0.5 + 1e-6)) + 0.25 * np.log(0.25 / (0.25 + 1e-6))
-    )
-    np.testing.assert_allclose(distances.kl_softmax(target, generated), [expected], rtol=1e-12)
-
-
-def test_kl_is_of_target_and_generated_in_this_order(rng):
-    target, generated = rng.normal(size=(2, 7, 50)) * 3
-    p, q = scipy.special.expit(target), scipy.special.expit(generated)
-    expected = (p * (np.log(p) - np.log(q + 1e-6))).sum(-1)
-    np.testing.assert_allclose(distances.kl_sigmoid(target, generated), expected, rtol=1e-9)
-    assert not np.allclose(distances.kl_softmax(target, generated), distances.kl_softmax(generated, target))
-
-
-def test_bootstrap_covers_the_mean():
-    generator = np.random.default_rng(1)
-    covered = 0
-    for seed in range(200):
-        values = generator.normal(size=40)
-        estimate = distances.bootstrap(lambda i, values=values: float(values[i].mean()), [40], 200, seed)
-        assert estimate.low < estimate.value < estimate.high
-        covered += estimate.low < 0.0 < estimate.high
-    assert 0.88 < covered / 200 < 0.99
 
 
 def published_graph(patches, variables):
@@ -159,7 +109,7 @@ def test_compare_needs_equal_names_for_kl(rng):
     assert abs(same.figures["fd"].value) < 1e-6 and abs(same.figures["fad"].value) < 1e-6
     assert abs(same.figures["kl_softmax"].value) < 1e-4
     other = table.compare("other", reference, embeddings(rng, names[1:], shift=3.0), replicates=5)
-    assert other.count == 11 and "no KL" in other.note and set(other.figures) == {"fd", "fad"}
+    assert other.count == 11 and "no KL" in other.note and set(other.figures) == {"fd", "fad", "kad"}
     patches = [np.concatenate([item.patches for item in items.values()]) for items in (reference, reference)]
     assert other.figures["fad"].value > 4 * 3.0**2 * 0.5
     assert same.figures["fad"].value == pytest.approx(distances.frechet(*patches))
@@ -168,10 +118,11 @@ def test_compare_needs_equal_names_for_kl(rng):
 def test_table_texts(rng):
     reference = embeddings(rng, "abcdef")
     rows = [table.compare("first", reference, reference, 5), table.Row("second", 0, {}, "no model")]
-    assert "second: no model" in table.to_text(rows)
+    text = table.to_text(rows)
+    assert "second: no model" in text and "first: no FAD-inf, which takes 1000 patches and has 18" in text
     header, first, second = table.to_csv(rows).splitlines()
     assert header.startswith("name,count,fd_value,fd_low,fd_high")
-    assert first.startswith("first,6,") and second == "second,0" + "," * 16 + "no model"
+    assert first.startswith("first,6,") and second == "second,0" + "," * (3 * len(table.METRICS) + 1) + "no model"
 
 
 def windows(rng, groups):
@@ -202,7 +153,8 @@ class FakeModel:
     def insert(self, audio, sample_rate, text, stem, seed, steps, method="insert"):
         noise = np.random.default_rng(seed).normal(size=(1, len(audio))).astype(np.float32) * 0.1
         assert text == ("a song" if method == "sdedit" else "Add drums") and stem == "drums"
-        return SimpleNamespace(mix=audio[None] + noise, stem=noise)
+        info = {"estimated": self.config.target == "mix", "figures": {"flags": ["unchanged"] if seed == 0 else []}}
+        return SimpleNamespace(mix=audio[None] + noise, stem=noise, info=info)
 
 
 def test_paper_table_has_every_row(rng):
@@ -222,9 +174,32 @@ def test_paper_table_has_every_row(rng):
         "ours (mix target)",
         "ours (stem target)",
     ]
-    assert all(row.count == 5 and not row.note for row in measured)
-    with_stem = [row.name for row in measured if "onset_f1" in row.figures]
-    assert with_stem == [row.name for row in measured[3:]]
+    assert all(row.count == 5 and "FAD-inf" in row.note and ";" not in row.note for row in measured)
+    for metric in ("onset_f1", "beat_f1", "chroma_agreement", "apa"):
+        with_stem = [row.name for row in measured if metric in row.figures]
+        assert with_stem == [measured[0].name, *(row.name for row in measured[3:])], metric
+    sampled = [row for row in measured if "no_edit" in row.figures]
+    assert [row.name for row in sampled] == [row.name for row in measured[4:]]
+    assert all(row.figures["no_edit"].value == 0.2 and row.figures["silent_stem"].value == 0.0 for row in sampled)
+    sums = [row for row in measured if "sub_fad" in row.figures]
+    assert [row.name for row in sums] == ["context plus another song's stem", "ours (stem target)"]
+    assert all(row.figures["sub_fad"] == row.figures["fad"] for row in sums)
+    assert all("clap" not in row.figures for row in measured)
+
+
+class CaptionEmbedder(MeanEmbedder):
+    """Texts in the space of its recordings: every caption is the unit vector of the mean."""
+
+    def embed_text(self, texts):
+        return np.tile(np.array([[1.0, 0.0]], np.float32), (len(texts), 1))
+
+
+def test_captions_are_measured_where_the_embedder_reads_them(rng):
+    given = windows(rng, "ab")
+    row = paper_table.Measure(CaptionEmbedder(), given, 5)("row", [paper_table.Sound(each.mix) for each in given])
+    means = [MeanEmbedder().embed(each.mix, 16_000).patches.mean(axis=0) for each in given]
+    expected = np.mean([mean[0] / np.linalg.norm(mean) for mean in means])
+    assert row.figures["clap"].value == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_that_cannot_be_filled_say_so(rng):
@@ -235,7 +210,7 @@ def test_rows_that_cannot_be_filled_say_so(rng):
     assert "one group" in notes["context plus another song's stem"]
     assert "base denoiser" in notes["SDEdit, base model"]
     assert "target mix" in notes["ours (mix target)"]
-    assert notes["ours (stem target)"] == ""
+    assert "one group" in notes["ours (stem target)"] and "APA" in notes["ours (stem target)"]
 
 
 def test_other_stems_are_of_other_groups(rng):
@@ -263,13 +238,13 @@ def test_paper_table_of_a_model(tmp_path, rng):
     params = {part: jax.tree.map(noise, parts.network(part, config).shapes()) for part in names}
     tokenizer = text_stage.make_tokenizer(config, str(tmp_path))
     model = Model(model_folder.ModelFiles(config, params, tokenizer))
-    windows = paper_table.read_windows(tmp_path, "train", "drums", num_windows=2)
+    windows = list(paper_table.read_windows(tmp_path, "train", "drums", num_windows=2))
     assert [window.stem_name for window in windows] == ["drums", "drums"]
     np.testing.assert_allclose(windows[0].mix, windows[0].context + windows[0].stem, atol=1e-4)
 
     measured = paper_table.measure(MeanEmbedder(), [model], windows, steps=1, replicates=2)
-    assert [row.name for row in measured if row.note] == ["SDEdit, base model", "ours (mix target)"]
-    assert all(np.isfinite(row.figures[metric].value) for row in measured if not row.note for metric in ("fd", "fad"))
+    assert [row.name for row in measured if not row.figures] == ["SDEdit, base model", "ours (mix target)"]
+    assert all(np.isfinite(figure.value) for row in measured for figure in row.figures.values())
     with pytest.raises(UserError, match="0 windows without vocals"):
         paper_table.read_windows(tmp_path, "train", "vocals", num_windows=2)
 
