@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices; this must be said before JAX's first operation."""
 
+import contextlib
 import os
 import tempfile
 
@@ -12,6 +13,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Eight devices on few cores wait for one another longer than XLA's 40 seconds, after which it would abort.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+
+with contextlib.suppress(ImportError):  # comes with PyTorch for GPUs, and crashes if loaded after TensorFlow
+    import triton  # noqa: F401
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
