@@ -1,4 +1,4 @@
-"""Published weights to a model folder and back, a run to a model folder, and the evaluation network's weights.
+"""Published weights to a model folder and back, a run to a model folder, and the weights of evaluation's networks.
 
 python -m launch.convert --from=KIND --input=DIR --output=MODEL [--config=configs/X.py] [--widen]
     KIND: stable-diffusion, riffusion, auffusion or instruct-pix2pix, folders in diffusers' layout
@@ -6,7 +6,10 @@ python -m launch.convert --from=KIND --input=DIR --into=MODEL --output=MODEL
     KIND: t5, flan-t5, clip-text or hifigan, to replace a part of a model
 python -m launch.convert --to=diffusers --input=MODEL --output=DIR
 python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float32] [--card=MODEL_CARD.md]
-python -m launch.convert --from=musicnn [--output=musicnn.safetensors]
+python -m launch.convert --from=KIND --input=FILE_OR_DIR [--output=KIND.safetensors]
+    KIND: an embedder of launch.evaluate: musicnn (reads the installed wheel, no --input), vggish
+    (vggish-10086976.pth), panns-cnn14-16k (Cnn14_16k_mAP=0.438.pth) or clap (a folder in transformers' layout,
+    without fusion); written where launch.evaluate looks for it, or to --output for its --embedder_weights
 """
 
 import importlib.util
@@ -24,7 +27,8 @@ from ml_collections import ConfigDict, config_flags
 from configs import auffusion, riffusion
 from launch import pickles, program
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.evaluation import embedders
+from subtractive_jax.evaluation.embedders import clap, musicnn, panns, published, vggish
+from subtractive_jax.evaluation.embedders.embedding import installed_weights
 from subtractive_jax.weights import diffusers_layout, export, model_folder, replace
 from subtractive_jax.weights.model_folder import ModelFiles
 from subtractive_jax.weights.published import Published
@@ -41,8 +45,9 @@ _KINDS = {
     "run": ("dtype", "card"),
     **{kind: (*takes, "dtype", "card") for kind, takes in _FAMILY.items()},
     **dict.fromkeys((*_TEXT_ENCODERS, "hifigan"), ("into", "dtype", "card")),
-    "musicnn": (),
+    **dict.fromkeys((musicnn.NAME, vggish.NAME, panns.NAME, clap.NAME), ()),
 }
+_EMBEDDERS = {vggish.NAME: published.torchvggish, panns.NAME: published.cnn14, clap.NAME: published.clap_folder}
 
 _FROM = flags.DEFINE_string("from", None, f"What to convert: {', '.join(_KINDS)}.")
 _TO = flags.DEFINE_string("to", None, "What to convert a model to: diffusers.")
@@ -185,20 +190,28 @@ def read_musicnn() -> dict[str, np.ndarray]:
         return {name: reader.get_tensor(name) for name in sorted(names) if "/Adam" not in name}
 
 
-def from_musicnn() -> dict[str, str]:
-    """Writes the checkpoint as safetensors, where `launch.evaluate` looks for it unless told otherwise."""
-    if _INPUT.value:
-        raise UserError("--from=musicnn reads the installed wheel and takes no --input")
-    path = Path(_OUTPUT.value) if _OUTPUT.value else embedders.MUSICNN_FILE
+def from_embedder(kind: str) -> dict[str, str]:
+    """Writes an embedder's weights, where `launch.evaluate` looks for them unless told otherwise."""
+    path = Path(_OUTPUT.value) if _OUTPUT.value else installed_weights(kind)
     if _OUTPUT.value and path.exists():
         raise UserError(f"{path} exists: give another --output")
+    if kind == musicnn.NAME:
+        if _INPUT.value:
+            raise UserError("--from=musicnn reads the installed wheel and takes no --input")
+        tensors, metadata = read_musicnn(), {"source": "musicnn 0.1.0 MTT_musicnn, ISC licence"}
+    else:
+        if not _INPUT.value:
+            raise UserError(f"--from={kind} needs --input, the published weights; --help says which")
+        tensors, metadata = _EMBEDDERS[kind](Path(_INPUT.value), pickles.read)
+        metadata |= {"source": Path(_INPUT.value).name}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.numpy.save_file(
-        read_musicnn(), temporary, metadata={"source": "musicnn 0.1.0 MTT_musicnn, ISC licence"}
-    )
-    os.replace(temporary, path)
-    return {"from": "musicnn", "output": str(path)}
+    try:
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"from": kind, "output": str(path)}
 
 
 def main() -> None:
@@ -214,7 +227,7 @@ def main() -> None:
         raise unknown_name("--from", kind, _KINDS)
     else:
         _refuse_flags(f"--from={kind}", _KINDS[kind])
-        done = from_musicnn() if kind == "musicnn" else from_kind(kind)
+        done = from_embedder(kind) if kind in (musicnn.NAME, *_EMBEDDERS) else from_kind(kind)
     print(json.dumps(done))
 
 

@@ -1,7 +1,8 @@
 """Measures generated music, with intervals and counts.
 
-  python -m launch.evaluate --reference=DIR --candidate=DIR --output=OUT [--embedder=musicnn]
-      two folders of audio, by FD, FAD, FAD-inf, KAD and KL; files of the same name (suffix aside) are pairs
+  python -m launch.evaluate --reference=DIR --candidate=DIR --output=OUT [--embedder=NAME]
+      two folders of audio, by FD, FAD, FAD-inf, KAD and KL; files of the same name (suffix aside) are pairs; NAME is
+      musicnn, or vggish, panns-cnn14-16k or clap, whose published weights launch.convert reads
   python -m launch.evaluate --paper_table --model=MODEL [--mix_model=MODEL] --data_dir=DIR --output=OUT
       the model, its SDEdit baseline and the framing rows on windows kept out of training, also by rhythm and harmony
   python -m launch.evaluate --control --model=MODEL --data_dir=DIR --output=OUT
@@ -26,7 +27,7 @@ import subtractive_jax
 from launch import program
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.evaluation import control, paper_table, table
-from subtractive_jax.evaluation.embedders import load_embedder
+from subtractive_jax.evaluation.embedders import Embedder, load_embedder
 from subtractive_jax.model import Model
 from subtractive_jax.representation.audio import FORMATS, read_audio, to_mono
 
@@ -34,6 +35,9 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Folder of real audio.")
 _CANDIDATE = flags.DEFINE_string("candidate", None, "Folder of generated audio.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
 _EMBEDDER = flags.DEFINE_string("embedder", "musicnn", "The network behind the distances.")
+_EMBEDDER_WEIGHTS = flags.DEFINE_string(
+    "embedder_weights", None, "A file that launch.convert wrote with --output; where it writes without unless given."
+)
 _PAPER_TABLE = flags.DEFINE_bool("paper_table", False, "Measure a model on a dataset instead of two folders.")
 _CONTROL = flags.DEFINE_bool("control", False, "Measure how a model follows instructions.")
 _MODEL = flags.DEFINE_string("model", None, "Run folder, model folder or shipped name.")
@@ -45,6 +49,11 @@ _NUM_WINDOWS = flags.DEFINE_integer("num_windows", 64, "Windows to measure on.",
 _STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the models' own unless given.")
 
 _MOST_EXAMPLES = 1000  # windows of the train split that tell what genres are like
+
+
+def embedder() -> Embedder:
+    """That of --embedder, with the weights of --embedder_weights."""
+    return load_embedder(_EMBEDDER.value, Path(_EMBEDDER_WEIGHTS.value) if _EMBEDDER_WEIGHTS.value else None)
 
 
 def audio_files(folder: str) -> list[Path]:
@@ -76,13 +85,13 @@ def folders() -> tuple[str, str, dict[str, Any]]:
     if not _REFERENCE.value or not _CANDIDATE.value:
         raise UserError("give --reference=DIR and --candidate=DIR, or --paper_table or --control with --model")
     reference, candidate = audio_files(_REFERENCE.value), audio_files(_CANDIDATE.value)
-    embedder = load_embedder(_EMBEDDER.value)
+    network = embedder()
     row = table.compare(
         _CANDIDATE.value,
-        table.embed_all(embedder, recordings(reference)),
-        table.embed_all(embedder, recordings(candidate)),
+        table.embed_all(network, recordings(reference)),
+        table.embed_all(network, recordings(candidate)),
     )
-    about = {"embedder": embedder.name, "reference": _REFERENCE.value, "reference_count": len(reference)}
+    about = {"embedder": network.name, "reference": _REFERENCE.value, "reference_count": len(reference)}
     return table.to_text([row]), table.to_csv([row]), {**about, "rows": [row.as_json()]}
 
 
@@ -107,16 +116,16 @@ def about_models() -> dict[str, Any]:
 def paper() -> tuple[str, str, dict[str, Any]]:
     """The paper's table on windows of a dataset, one for each stem set."""
     models, data_dir = given(_MODEL.value, _MIX_MODEL.value)
-    embedder = load_embedder(_EMBEDDER.value)
+    network = embedder()
     texts, rows = [], []
     for stem in _STEM.value:
         windows = list(paper_table.read_windows(data_dir, _SPLIT.value, stem, _NUM_WINDOWS.value))
-        own = paper_table.measure(embedder, models, windows, _STEPS.value)
+        own = paper_table.measure(network, models, windows, _STEPS.value)
         if len(_STEM.value) > 1:
             own = [dataclasses.replace(row, name=f"{stem}: {row.name}") for row in own]
         texts.append(table.to_text(own))
         rows += own
-    about = {"embedder": embedder.name, "reference": "the true mixes", **about_models(), "mix_model": _MIX_MODEL.value}
+    about = {"embedder": network.name, "reference": "the true mixes", **about_models(), "mix_model": _MIX_MODEL.value}
     document = {**about, "definitions": paper_table.DEFINITIONS, "rows": [row.as_json() for row in rows]}
     return "\n\n".join(texts), table.to_csv(rows), document
 

@@ -1,22 +1,18 @@
-"""musicnn against its published graph, the table's rows, the program."""
+"""The tables' rows, and the program."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import librosa
 import numpy as np
 import pytest
 
 from configs import minimal
-from launch import convert
 from subtractive_jax import parts
 from subtractive_jax.errors import UserError
-from subtractive_jax.evaluation import distances, embedders, paper_table, table
+from subtractive_jax.evaluation import distances, paper_table, table
 from subtractive_jax.evaluation.embedders import Embedding
 from subtractive_jax.model import Model
 from subtractive_jax.representation.audio import write_audio
@@ -28,63 +24,6 @@ from tests import synthetic
 @pytest.fixture(scope="module")
 def rng():
     return np.random.default_rng(np.random.SeedSequence().entropy)
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    return convert.read_musicnn()
-
-
-def published_graph(patches, variables):
-    """The graph stored in the wheel, at inference: (penultimate layer, logits)."""
-    import tensorflow as tf
-
-    folder = Path(importlib.util.find_spec("musicnn").origin).parent / "MTT_musicnn"
-    graph_def = tf.compat.v1.MetaGraphDef.FromString((folder / ".meta").read_bytes()).graph_def
-    for node in graph_def.node:  # of the machine it was trained on, and of another TensorFlow
-        node.device = ""
-        node.attr.pop("_output_shapes", None)
-        node.attr.pop("_class", None)
-    outputs = ["model/batch_normalization_10/batchnorm/add_1", "model/dense_1/BiasAdd"]
-    graph_def = tf.compat.v1.graph_util.extract_sub_graph(graph_def, outputs)
-    feed = {"model/Placeholder:0": patches, "model/Placeholder_2:0": False}  # log-mel patches, is_training
-    feed |= {f"{node.name}/read:0": variables[node.name] for node in graph_def.node if node.op == "VariableV2"}
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        tf.import_graph_def(graph_def, name="")
-        return session.run([f"{name}:0" for name in outputs], feed)
-
-
-def test_musicnn_equals_the_published_graph(rng, checkpoint):
-    patches = np.abs(rng.normal(size=(3, 187, 96))).astype(np.float32) * 2
-    for ours, theirs in zip(embedders.musicnn(checkpoint, patches), published_graph(patches, checkpoint), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
-
-
-def test_musicnn_front_end_equals_librosa(rng, checkpoint):
-    audio = rng.normal(size=50_000).astype(np.float32) * 0.3
-    power = librosa.feature.melspectrogram(y=audio, sr=16_000, n_fft=512, hop_length=256, n_mels=96, pad_mode="reflect")
-    np.testing.assert_allclose(
-        embedders.MusiCNN(checkpoint).log_mel(audio), np.log10(10_000 * power.T + 1), rtol=1e-4, atol=1e-4
-    )
-
-
-def test_musicnn_patches(rng, checkpoint):
-    embedder = embedders.MusiCNN(checkpoint)
-    audio = rng.normal(size=16_000 * 25).astype(np.float32) * 0.1
-    frames = 1 + len(audio) // 256
-    embedding = embedder.embed(audio, 16_000)
-    assert embedding.patches.shape == (1 + (frames - 187) // 62, 200)  # two batches, the second one padded
-    start = 62 * 20 * 256  # the 20th patch alone, away from the edges
-    alone, _ = embedders.musicnn(checkpoint, embedder.log_mel(audio)[None, 62 * 20 : 62 * 20 + 187])
-    np.testing.assert_allclose(embedding.patches[20], alone[0], rtol=1e-4, atol=1e-4)
-    assert embedder.embed(audio[start : start + 16_000], 16_000).patches.shape == (1, 200)
-    with pytest.raises(UserError, match="too short"):
-        embedder.embed(audio[:100], 16_000)
-
-
-def test_unknown_embedder_names_the_known_ones():
-    with pytest.raises(UserError, match='did you mean "musicnn"'):
-        embedders.load_embedder("musicn")
 
 
 class MeanEmbedder:
@@ -276,7 +215,11 @@ def test_evaluate_two_folders(tmp_path, folder):
         (["--reference={real}", "--candidate={real}", "--output={real}"], "exists"),
         (["--reference={real}", "--candidate={real}/none", "--output={out}"], "no such folder"),
         (["--reference={real}", "--output={out}"], "--candidate"),
-        (["--reference={real}", "--candidate={real}", "--output={out}", "--embedder=vggish"], "unknown embedder"),
+        (["--reference={real}", "--candidate={real}", "--output={out}", "--embedder=vgish"], "unknown embedder"),
+        (
+            ["--reference={real}", "--candidate={real}", "--output={out}", "--embedder=clap"],
+            "launch.convert --from=clap",
+        ),
         (["--paper_table", "--output={out}"], "--data_dir"),
     ],
 )

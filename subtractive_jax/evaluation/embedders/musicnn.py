@@ -1,39 +1,18 @@
-"""Networks that turn recordings into the embeddings and class logits that distances are measured on."""
+"""musicnn (Pons and Serra 2019), whose trained weights come with its package."""
 
-import dataclasses
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.errors import UserError
+from subtractive_jax.evaluation.embedders.embedding import Embedding, Params, in_batches, read_weights
 from subtractive_jax.representation.audio import resample
 from subtractive_jax.representation.mel import mel_filters
 from subtractive_jax.representation.stft import hann
 
-MUSICNN_FILE = Path(sys.prefix) / "share" / "subtractive_jax" / "musicnn.safetensors"  # launch.convert writes it
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedding:
-    """One recording: `patches` `[patches, dimensions]` float32 and `logits` `[classes]` float32."""
-
-    patches: np.ndarray
-    logits: np.ndarray
-
-
-class Embedder(Protocol):
-    """What `distances` are computed on. `embed` takes mono `[samples]` float32 at any rate in Hz."""
-
-    name: str
-
-    def embed(self, audio: np.ndarray, sample_rate: int) -> Embedding: ...
+NAME = "musicnn"
 
 
 class MusiCNN:
@@ -44,7 +23,7 @@ class MusiCNN:
     published code rounds mel powers to float16, which overflows in loud music and is left out.
     """
 
-    name = "musicnn"
+    name = NAME
     sample_rate = 16_000  # Hz
     n_fft = 512  # samples
     hop_length = 256  # samples
@@ -53,7 +32,7 @@ class MusiCNN:
     patch_hop_frames = 62
     batch_size = 16  # patches
 
-    def __init__(self, params: dict[str, np.ndarray]):
+    def __init__(self, params: Params):
         self._params = {name: jnp.asarray(value) for name, value in params.items()}
 
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
@@ -77,13 +56,7 @@ class MusiCNN:
         log_mel = np.resize(log_mel, (max(len(log_mel), self.patch_frames), self.n_mels))  # repeats what is too short
         windows = np.lib.stride_tricks.sliding_window_view(log_mel, self.patch_frames, axis=0)
         patches = windows[:: self.patch_hop_frames].swapaxes(1, 2)
-        results = []
-        for start in range(0, len(patches), self.batch_size):
-            batch = patches[start : start + self.batch_size]
-            full = np.zeros((self.batch_size, self.patch_frames, self.n_mels), np.float32)  # one shape, one compilation
-            full[: len(batch)] = batch
-            results.append([np.asarray(output)[: len(batch)] for output in musicnn(self._params, full)])
-        embeddings, logits = (np.concatenate(outputs) for outputs in zip(*results, strict=True))
+        embeddings, logits = in_batches(lambda batch: musicnn(self._params, batch), patches, self.batch_size)
         return Embedding(embeddings, logits.mean(axis=0))
 
 
@@ -92,7 +65,7 @@ def _numbered(name: str, index: int) -> str:
 
 
 @jax.jit
-def musicnn(params: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def musicnn(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The network of the `musicnn` package, `models.build_musicnn`, at inference.
 
     Args:
@@ -136,27 +109,6 @@ def musicnn(params: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, jax.
     return penultimate, dense(penultimate, 1)
 
 
-def load_musicnn(path: Path = MUSICNN_FILE) -> MusiCNN:
-    """Reads the converted weights.
-
-    Raises:
-      UserError: they are not there.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no musicnn weights; write them with `python -m launch.convert --from=musicnn`")
-    return MusiCNN(safetensors.numpy.load_file(path))
-
-
-EMBEDDERS: dict[str, Callable[[], Embedder]] = {"musicnn": load_musicnn}
-
-
-@functools.cache
-def load_embedder(name: str) -> Embedder:
-    """The embedder of this name, with its weights.
-
-    Raises:
-      UserError: the name is unknown or the weights are not there.
-    """
-    if name not in EMBEDDERS:
-        raise unknown_name("embedder", name, EMBEDDERS)
-    return EMBEDDERS[name]()
+def load(weights: Path | None = None) -> MusiCNN:
+    """See `load_embedder`."""
+    return MusiCNN(read_weights(NAME, weights, {"dense_1/kernel": (200, 50)}))
