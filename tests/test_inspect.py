@@ -76,7 +76,7 @@ def test_the_page_plays_and_shows_windows(data_dir, tmp_path):
     text = (Path(moved) / "index.html").read_text()
     assert text.count("<article") == 4 and "4 of 10 windows" in text
     sources = re.findall(r'<audio [^>]*src="([^"]+)"', text)
-    assert len(sources) == len(set(sources)) == 12 == text.count('<img src="data:image/png;base64,')
+    assert len(sources) == len(set(sources)) == 12 == text.count('<img src="data:image/webp;base64,')
     examples = [example for split in records.SPLITS for example in records.Split(data_dir, "windows", split)]
     titles = [html.unescape(title) for title in re.findall(r'<p class="job">(.*?)</p>', text)]
     for number, title in enumerate(titles):
