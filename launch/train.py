@@ -26,9 +26,10 @@ def main() -> None:
     from launch import multihost  # after the flags are known to be good: JAX takes seconds
 
     with multihost.joined() if _DISTRIBUTED.value else contextlib.nullcontext():
-        from subtractive_jax.training import loop
+        from subtractive_jax.training import loop, run_folder
 
-        state = loop.train(_CONFIG.value, _DATA_DIR.value, _WORKDIR.value, _PROFILE.value)
+        with run_folder.written_to(_WORKDIR.value):
+            state = loop.train(_CONFIG.value, _DATA_DIR.value, _WORKDIR.value, _PROFILE.value)
     if int(state["step"]) < _CONFIG.value.train.steps:
         sys.exit(_STOPPED_STATUS.value)
 

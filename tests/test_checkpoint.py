@@ -1,5 +1,6 @@
 """Checkpoints: exact on every mesh, damaged ones passed over, a full disk said in one line."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -71,10 +72,10 @@ def _lose_an_item(run, step):
     shutil.rmtree(run / "checkpoints" / str(step) / "ema")
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
-def test_restored_on_another_mesh(tmp_path, shape):
+@pytest.mark.parametrize(("shape", "devices"), [((8, 1), 8), ((2, 4), 8), ((1, 8), 8), ((1, 2), 2), ((1, 1), 1)])
+def test_restored_on_another_mesh_and_device_count(tmp_path, shape, devices):
     _save(tmp_path, 3)
-    target = _state(0, partitioning.make_mesh(*shape))
+    target = _state(0, partitioning.make_mesh(*shape, devices=jax.devices()[:devices]))
     state, position = _restore(tmp_path, _abstract(target))
     assert position == {"dataset": "a", "batch_size": 8}
     assert state["ema"]["w"].sharding == target["ema"]["w"].sharding
@@ -90,14 +91,35 @@ def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(tmp_path, capsys, d
     np.testing.assert_array_equal(state["params"]["w"], _state(3)["params"]["w"])
     warning = capsys.readouterr().err
     assert warning.startswith("warning: ") and "checkpoints/5 is damaged" in warning and "from checkpoint 3" in warning
+    assert warning.count("\n") == 1 and "tensorstore_spec" not in warning
     assert (tmp_path / "damaged" / "5").is_dir() and checkpoint.latest(tmp_path) == 3
     _save(tmp_path, 5)  # the run gets there again
     np.testing.assert_array_equal(_restore(tmp_path)[0]["params"]["w"], _state(5)["params"]["w"])
 
 
+def test_reads_that_were_abandoned_are_not_told_of(monkeypatch):
+    """TensorStore's threads come back to orbax's event loop after it was closed."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    class Late:
+        def __init__(self, call):
+            self._call = call
+
+        def __del__(self):
+            self._call()
+
+    checkpoint._overlook_abandoned_reads()
+    Late(lambda: loop.call_soon_threadsafe(print))
+    Late(lambda: [][0])
+    assert told == ["list index out of range"]
+
+
 def test_nothing_moves_if_no_checkpoint_fits(tmp_path):
     _save(tmp_path, 3, 5)
-    with pytest.raises(UserError, match="checkpoints/5: not a checkpoint of this model"):
+    with pytest.raises(UserError, match="checkpoints/5 is damaged, or not of this model"):
         _restore(tmp_path, _abstract(_state(0, rows=32)))
     assert not (tmp_path / "damaged").exists() and checkpoint.latest(tmp_path) == 5
 
@@ -153,6 +175,6 @@ def test_a_full_disk(tmp_path):
     )
     said = done.stdout.splitlines()
     assert len(said) == 3, done.stderr
-    assert "the disk was full while a checkpoint was written; the one before is kept" in said[0]
-    assert "checkpoint 3 needs up to 0.01 GB" in said[1]
+    assert said[0].startswith(f"{tmp_path}: No space left on device; what the run saved before is kept")
+    assert "checkpoint 3 needs up to 8.4 MB, the disk has " in said[1]
     assert said[2] == "1"

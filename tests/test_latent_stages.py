@@ -104,6 +104,32 @@ def test_evaluation_is_the_same_whatever_training_draws_and_weighs():
     np.testing.assert_array_equal(loss, other)
 
 
+def test_text_context_or_both_are_dropped_by_one_draw():
+    config, whole = _config(), _config()
+    config.dropout.update(dict(text=0.25, both=0.25, context=0.25))
+    whole.dropout.update(dict(text=0.0, both=0.0, context=0.0))
+    null = np.full((2, config.text_encoder.d_model), 0.5, np.float16)
+    tasks, random = [latent_stages.task(each, null) for each in (config, whole)], np.random.default_rng(1)
+    dropping, keeping = (
+        jax.jit(lambda params, batch, task=task: task.loss(params, batch, _STEP, True)[0]) for task in tasks
+    )
+    params, batch = _params(tasks[0]), _batch(tasks[0])
+    batch["text_states"] = random.standard_normal(batch["text_states"].shape).astype(np.float16)
+    batch["text_mask"][:, :5] = True
+
+    drawn = np.asarray(jax.vmap(jax.random.uniform)(example_keys(0, "dropout", _STEP, batch["row"])))
+    both, text, context, neither = (np.floor(4 * drawn) == quarter for quarter in range(4))
+    assert min(group.sum() for group in (both, text, context, neither)) > 0
+    dropped = {name: array.copy() for name, array in batch.items()}
+    states, mask = latent_stages.pad_texts([null], config.max_text_tokens)
+    dropped["text_states"][both | text], dropped["text_mask"][both | text] = states, mask
+    dropped["context"][both | context] = 0.0
+
+    losses, plain = dropping(params, batch), keeping(params, batch)
+    np.testing.assert_allclose(losses, keeping(params, dropped), rtol=1e-5)
+    np.testing.assert_array_equal(np.abs(losses / plain - 1.0) < 1e-5, neither)
+
+
 def test_noise_without_data_gives_finite_gradients():
     """Zero terminal SNR under min-SNR weights; a schedule of few timesteps, so that the last is drawn."""
     config = _config(zero_snr=True, min_snr_gamma=5.0)

@@ -442,6 +442,29 @@ def test_parent_of_another_shape(world, tmp_path):
         loop.train(config, world.data_dir, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train.log_every": 0}, r"train.log_every=0 must be at least 1; for never, give more than train.steps"),
+        ({"train.batch_size": 0}, r"train.batch_size=0 must be at least 1"),
+        ({"train.accumulation_steps": 0}, r"train.accumulation_steps=0 must be at least 1"),
+        ({"train.keep_checkpoints": 0}, r"train.keep_checkpoints=0 must be at least 1"),
+        ({"train.learning_rate": -1e-3}, r"train.learning_rate=-0.001 must be at least 0"),
+        ({"train.ema_decay": 1.5}, r"train.ema_decay=1.5 must be between 0.0 and 1.0"),
+        ({"train.clip_norm": 0.0}, r"train.clip_norm=0.0 must be above 0"),
+        ({"train.lora.rank": -1}, r"train.lora.rank=-1 must be at least 0"),
+        ({"dropout.text": 0.6, "dropout.both": 0.5}, r"text=0.6, both=0.5, context=0.05: .* their sum at most 1"),
+        ({"compute_dtype": "float16"}, r'unknown compute_dtype "float16"'),
+    ],
+)
+def test_numbers_that_cannot_be(world, tmp_path, changes, said):
+    config = world.config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=said):
+        loop.train(config, world.data_dir, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_batch_and_devices(world, tmp_path):
     with pytest.raises(UserError, match="batch_size=12 is not divisible by the 8 devices"):
         loop.train(world.config(batch_size=12), world.data_dir, tmp_path / "run")
@@ -464,6 +487,26 @@ def test_run_folder_without_checkpoint(world, tmp_path):
     run_folder.write_config(tmp_path / "run", world.config())
     with pytest.raises(UserError, match="no checkpoint yet"):
         model_folder.load(tmp_path / "run")
+
+
+def test_a_config_that_was_damaged(tmp_path):
+    (tmp_path / run_folder.CONFIG).write_text('{"stage": "sub')
+    with pytest.raises(UserError, match="config.json is damaged .*put it back"):
+        run_folder.read_config(tmp_path)
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    kept = "what the run saved before is kept. Make room"
+    with (
+        pytest.raises(UserError, match=f"{tmp_path}: No space left on device; {kept}"),
+        run_folder.written_to(tmp_path),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x")
+    with pytest.raises(UserError, match="/dev/null/run: Not a directory"), run_folder.written_to(tmp_path):
+        run_folder.write_config("/dev/null/run", {})
+    with pytest.raises(ValueError, match="of another kind"), run_folder.written_to(tmp_path):
+        raise ValueError("of another kind")
 
 
 def test_a_loss_that_is_not_finite_names_its_steps_and_keeps_the_checkpoint(world, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ import subtractive_jax
 from subtractive_jax.chips import CHIPS, Chip
 from subtractive_jax.cost import roofline, timeline
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.training import audio_stages, flops, latent_stages, partitioning, steps
+from subtractive_jax.training import audio_stages, flops, latent_stages, limits, partitioning, steps
 from subtractive_jax.training.stage import Task
 
 _EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8"
@@ -89,6 +89,7 @@ def measure(
     Raises:
       UserError: a config that does not fit the slice; see `steps.build`.
     """
+    limits.check(config)
     task = _task(config)
     mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=on.devices)
     built = steps.build(config, task, mesh, {})

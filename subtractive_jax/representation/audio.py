@@ -21,6 +21,7 @@ FORMATS = {  # what is written for each suffix: libsndfile's container and encod
 }
 _READ_BLOCK = 1 << 20  # samples
 _WRITE_BLOCK = 1 << 16  # samples; libsndfile's Vorbis encoder overflows the stack on one long write
+_SYSTEM_ERROR = 2  # libsndfile's SF_ERR_SYSTEM
 
 
 class AudioFile:
@@ -164,6 +165,8 @@ def audio_writer(
         os.chmod(temporary, 0o644)  # mkstemp's files are private
         os.replace(temporary, path)
     except (soundfile.SoundFileError, RuntimeError) as error:
+        if getattr(error, "code", None) == _SYSTEM_ERROR:
+            raise UserError(f"{path}: cannot be written: is the disk full?") from error
         raise UserError(f"{path}: cannot be written as {format} at {sample_rate} Hz ({error})") from error
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -1,10 +1,11 @@
 """Checkpoints of a run: orbax, asynchronous, named after the number of updates done. The only file that knows orbax."""
 
-import errno
 import json
 import math
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from subtractive_jax.errors import UserError, warn
 from subtractive_jax.models.network import Params
-from subtractive_jax.training import lora
+from subtractive_jax.training import lora, run_folder
 from subtractive_jax.training.train_step import State
 
 DIRECTORY = "checkpoints"
@@ -51,6 +52,22 @@ def _digest(state: State) -> str:
     return "".join(f"{int(number):08x}" for number in jax.device_get(_digests(state)))
 
 
+def _reason(error: Exception) -> str:
+    """What went wrong, without the kilobytes of settings that TensorStore appends."""
+    return re.split(r"\n| \[\w+(?:\[\d+\])?='", str(error).strip())[0]
+
+
+def _overlook_abandoned_reads() -> None:
+    """Orbax stops at the first array that cannot be read; Python would print a traceback for each that comes later."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -79,35 +96,24 @@ class Checkpoints:
             return
         self._check_room(step, state)
         train = {name: value for name, value in state.items() if name != "ema"}
-        self._guarded(
-            self._manager.save,
-            step,
-            args=ocp.args.Composite(
-                train=ocp.args.StandardSave(train),
-                ema=ocp.args.StandardSave(state["ema"]),
-                position=ocp.args.JsonSave(position | {"digest": _digest(state)}),
-            ),
-        )
+        with run_folder.written_to(self._run_dir):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    train=ocp.args.StandardSave(train),
+                    ema=ocp.args.StandardSave(state["ema"]),
+                    position=ocp.args.JsonSave(position | {"digest": _digest(state)}),
+                ),
+            )
 
     def _check_room(self, step: int, state: State) -> None:
         leaves = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
         needed, free = sum(leaf.nbytes for leaf in leaves), shutil.disk_usage(self._run_dir).free
         if needed > free:
             raise UserError(
-                f"{self._run_dir}: checkpoint {step} needs up to {needed / 1e9:.2f} GB, the disk has "
-                f"{free / 1e9:.2f} GB free; the checkpoint before is kept. Make room and run again"
+                f"{self._run_dir}: checkpoint {step} needs up to {needed / 1e6:.1f} MB, the disk has "
+                f"{free / 1e6:.1f} MB free; what the run saved before is kept. Make room and run again"
             )
-
-    def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
-        try:
-            call(*arguments, **options)
-        except Exception as error:  # of whatever type the writing thread raised
-            if getattr(error, "errno", None) != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
-                raise
-            raise UserError(
-                f"{self._run_dir}: the disk was full while a checkpoint was written; the one before is kept. Make room "
-                "and run again"
-            ) from error
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
         """State and data position of the newest checkpoint, on the shardings of `abstract`, whatever they were before.
@@ -119,13 +125,14 @@ class Checkpoints:
           UserError: no checkpoint has the structure and shapes of `abstract`.
         """
         failures: dict[int, str] = {}
+        _overlook_abandoned_reads()
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, abstract)
             except jax.errors.JaxRuntimeError:  # devices without room, say
                 raise
             except Exception as error:  # of damaged files orbax and TensorStore raise all kinds, and plain ones
-                restored, failures[step] = None, str(error).strip().partition("\n")[0]
+                restored, failures[step] = None, _reason(error)
             if jax.process_count() > 1:  # one that fails on any host fails on all
                 everywhere = multihost_utils.process_allgather(np.array(restored is not None)).all()
                 if restored is not None and not everywhere:
@@ -135,7 +142,10 @@ class Checkpoints:
                 return restored
         step, reason = next(iter(failures.items()))
         path = self._run_dir / DIRECTORY / str(step)
-        raise UserError(f"{path}: not a checkpoint of this model or this version of the code ({reason})")
+        raise UserError(
+            f"{path} is damaged, or not of this model or this version of the code ({reason}), and no other checkpoint "
+            "fits; put it back, or begin anew in another --workdir"
+        )
 
     def _restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         train = {name: value for name, value in abstract.items() if name != "ema"}
@@ -175,7 +185,8 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
-        self._guarded(self._manager.wait_until_finished)
+        with run_folder.written_to(self._run_dir):
+            self._manager.wait_until_finished()
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -209,15 +220,16 @@ def load_ema(run_dir: str | os.PathLike[str]) -> tuple[str, Params]:
         raise UserError(f"{run_dir}: the run has no checkpoint yet; train it for longer")
     config = json.loads((Path(run_dir) / "config.json").read_text())
     path = Path(run_dir).absolute() / DIRECTORY / str(step) / "ema"
+    _overlook_abandoned_reads()
     try:
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(path).item_metadata.tree
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = reader.restore(path, restore_args=arguments)
     except Exception as error:  # of damaged files orbax and TensorStore raise all kinds, and plain ones
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{path.parent} is damaged ({reason}); launch.train would go on from the checkpoint before: run it again"
+            f"{path.parent} is damaged ({_reason(error)}); launch.train would go on from the checkpoint before: run it "
+            "again"
         ) from error
     if lora.ENTRY in params:
         params = lora.merge(params, ml_collections.ConfigDict(config["train"]["lora"]))

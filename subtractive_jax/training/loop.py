@@ -21,6 +21,7 @@ from subtractive_jax.errors import UserError
 from subtractive_jax.training import (
     checkpoint,
     flops,
+    limits,
     metrics,
     partitioning,
     preview,
@@ -57,8 +58,10 @@ def train(
       profile_steps: steps to write a trace of, see `profile.Trace`.
 
     Raises:
-      UserError: bad config, dataset, parent model or run folder; a loss that is not finite; a full disk.
+      UserError: bad config, dataset, parent model or run folder; a loss that is not finite; a disk that fills up as
+        a checkpoint is written.
     """
+    limits.check(config)
     workdir = Path(workdir)
     is_main = jax.process_index() == 0
 

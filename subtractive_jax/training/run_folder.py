@@ -1,7 +1,10 @@
-"""A run's folder: its resolved config, and the parts it inherits from its parent model."""
+"""A run's folder: its resolved config, the parts it inherits from its parent model, and what becomes of a full disk."""
 
+import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ _FREE = {
     "train.keep_every",
     "train.preview_examples",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _SET_BY_THE_RUN = {"latent_shift", "latent_scale", "context_scale"}  # when the config leaves them empty
 
 
@@ -64,7 +69,10 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict | 
     if not workdir.is_dir() or {path.name for path in workdir.iterdir()} <= {_BEING_WRITTEN}:
         return None
     path = workdir / CONFIG
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): put it back, or give another --workdir") from error
     if "stage" not in config or "format" in config:
         raise UserError(f"{workdir} exists and is not a run folder; give a new or empty folder as --workdir")
     return ml_collections.ConfigDict(config)
@@ -97,3 +105,29 @@ def write_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
     temporary = workdir / _BEING_WRITTEN
     temporary.write_text(_json(config) + "\n")
     os.replace(temporary, workdir / CONFIG)
+
+
+@contextlib.contextmanager
+def written_to(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes a `UserError` of what a full disk, or one that may not be written to, raises in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of orbax and safetensors all kinds
+        reason = _refusal(error)
+        if not reason:
+            raise
+        where = getattr(error, "filename", None) or workdir
+        raise UserError(
+            f"{where}: {reason}; what the run saved before is kept. Make room, or give the right to write there, and "
+            "run again"
+        ) from error
+
+
+def _refusal(error: Exception) -> str:
+    """Why the file system took no more; empty if that is not what went wrong."""
+    number = getattr(error, "errno", None)
+    if number in _FULL + _FORBIDDEN:
+        return os.strerror(number)
+    return next((os.strerror(full) for full in _FULL if os.strerror(full) in str(error)), "")
