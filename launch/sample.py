@@ -78,6 +78,7 @@ flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
 flags.DEFINE_string("format", "wav", f"Of the audio files: {', '.join(FORMATS)}.")
 
 _MIDI_RATE = 44_100  # Hz, at which MIDI is rendered
+LOSSY = ("mp3", "ogg")
 _ROWS_SHOWN = 40  # of the table at the end
 
 
@@ -410,11 +411,12 @@ def page_row(result: Mapping[str, Any], folder: str = "") -> page.Row:
     """What the listening page says about a result, whose files are in `folder`."""
     measured = result["figures"]
     kept = measured["preservation"]
+    exactly = "exactly" + (f", but for {result['job']['format']}" if result["job"]["format"] in LOSSY else "")
     figures = {
         "Onset agreement (F1)": measured["onsets"]["f1"],
         "Beat agreement (F1)": measured["beats"],
         "Stem against music (dB)": measured["stem_level_db"],
-        "Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
+        "Music kept": exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
     }
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
@@ -443,7 +445,7 @@ def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 reason = " ".join(reason.split())
                 instruction = job.instruction if isinstance(job, Job) else "This job was not understood"
-                rows.append(page.Row(name, instruction, note=reason))
+                rows.append(page.Row(name, instruction, note=reason, section="Not done"))
                 line = {"id": name, "status": "failed", "error": reason}
             tqdm.write(f"{name}: {line.get('error', 'done')}")
             summary.write(json.dumps(line) + "\n")
