@@ -5,10 +5,10 @@
   python -m launch.sample --model=RUN --input=song.wav --stem=bass,drums --instruction="Add a bass | Add rock drums" ...
   python -m launch.sample --model=tiny --jobs=JOBS.jsonl --output=OUT
 
---model is a run folder, a model folder or the name of a shipped model. --input is a song without the stem. With
---remove the stem is taken out first: --input is a folder of stems (drums.wav, bass.wav, ...), of which the one named by
---stem is left out, or a complete song, which Demucs separates. With --start and --end as well, the old stem stays
-outside of them, and the new one continues it.
+--model is a run folder, a model folder or the name of a shipped model. --input is a song without the stem, or a MIDI
+file, which is rendered. With --remove the stem is taken out first: --input is a folder of stems (drums.wav, bass.wav,
+...), of which the one named by --stem is left out, a MIDI file, whose tracks of the stem are, or a complete song, which
+Demucs separates. With --start and --end as well, the old stem stays outside of them, and the new one continues it.
 
 --stem=bass,drums inserts one after the other, each to the song with those before it; --stem=bass+drums both at once, if
 the model has learnt that.
@@ -29,7 +29,7 @@ import tempfile
 import time
 import typing
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from launch import program
 from subtractive_jax import page
 from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.representation.audio import FORMATS, audio_writer, resampled
+from subtractive_jax.representation.audio import FORMATS, audio_writer, check_format, resampled
 from subtractive_jax.sampling import candidates, gates
 from subtractive_jax.sampling.insert import Settings
 from subtractive_jax.sampling.insertion import Insertion, on_grid
@@ -55,7 +55,7 @@ _MODEL = flags.DEFINE_string("model", None, "Run folder, model folder or name of
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist, but for --jobs.", required=True)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --output if an earlier run of this program wrote it.")
 _JOBS = flags.DEFINE_string("jobs", None, "JSON lines of jobs, instead of --input and --instruction.")
-flags.DEFINE_string("input", None, "Audio file of the song, or with --remove also a folder of stems.")
+flags.DEFINE_string("input", None, "Audio or MIDI file of the song, or with --remove also a folder of stems.")
 flags.DEFINE_string("instruction", None, 'What to add, such as "Add reggae beats"; one for each stem with | between.')
 flags.DEFINE_string("stem", "drums", "The stem to insert; several with commas, one after the other.")
 flags.DEFINE_bool("remove", False, "Take the stem out first.")
@@ -64,7 +64,7 @@ flags.DEFINE_string("separator_repo", "", "A folder with that model, instead of 
 flags.DEFINE_integer("num_candidates", 1, "Stems to draw, with seeds from --seed on; the best comes first.")
 flags.DEFINE_integer("max_redraws", 0, "How many more to draw in place of silent, unchanged or clipping ones.")
 flags.DEFINE_integer("seed", None, "The same seed gives the same stem. 0 unless given.")
-flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given.")
+flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given. ddim is Euler's for flow.")
 flags.DEFINE_integer("steps", None, "Denoising steps; the model's own unless given.")
 flags.DEFINE_float("text_guidance", None, "How strongly to follow the instruction; the model's own unless given.")
 flags.DEFINE_float("context_guidance", None, "How strongly to follow the music; the model's own unless given.")
@@ -77,6 +77,8 @@ flags.DEFINE_float("end", None, "Where in the song the stem must end, in seconds
 flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
 flags.DEFINE_string("format", "wav", f"Of the audio files: {', '.join(FORMATS)}.")
 
+_MIDI_RATE = 44_100  # Hz, at which MIDI is rendered
+LOSSY = ("mp3", "ogg")
 _ROWS_SHOWN = 40  # of the table at the end
 
 
@@ -217,29 +219,65 @@ def read_input(job: Job, folder: Path) -> Input:
     """
     path = Path(job.input)
     if path.suffix.lower() in (".mid", ".midi"):
-        raise UserError(f"{path}: this version inserts into audio, not MIDI")
+        songs = rendered(path, folder)
+        return without(job, songs) if job.remove else Input(total(songs), [None] * len(job.stems), None)
     if not path.is_dir():
         song = SongFile(path)
         return separated(job, song, folder) if job.remove else Input(song, [None] * len(job.stems), None)
     if not job.remove:
         raise UserError(f"{path} is a folder: add --remove to take the {job.stem} out of a folder of stems")
-    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower().removeprefix(".") in FORMATS}
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower().removeprefix(".") in FORMATS]
+    return without(job, {file.stem: SongFile(file) for file in files})
+
+
+def total(songs: Mapping[str, Song], chosen: Collection[str] | None = None) -> Sum:
+    """The sum of the chosen stems (of all unless given), as long, and of as many channels, as all of them."""
+    return Sum(list(songs.values()), [1.0 if chosen is None or name in chosen else 0.0 for name in songs])
+
+
+def without(job: Job, songs: Mapping[str, Song]) -> Input:
+    """Leaves the job's stems out of a song whose stems are known.
+
+    Raises:
+      UserError: they are not there, or nothing else is.
+    """
     removed = [stem.split("+") for stem in job.stems]
     names = {name for group in removed for name in group}
-    for name in names - files.keys():
-        raise unknown_name(f"stem in {path}", name, files)
-    if names == files.keys():
-        raise UserError(f"{path}: nothing is left without the {job.stem}")
-    songs = {name: SongFile(file) for name, file in files.items()}
+    for name in names - songs.keys():
+        raise unknown_name(f"stem in {job.input}", name, songs)
+    if names == songs.keys():
+        raise UserError(f"{job.input}: nothing is left without the {job.stem}")
+    context = total(songs, songs.keys() - names)
+    return Input(context, [total(songs, group) for group in removed], Sum([context, total(songs, names)], [1.0, 1.0]))
 
-    def added(chosen: Sequence[str], others: Sequence[str] = ()) -> Sum:
-        """A sum as long, and of as many channels, as the whole song."""
-        return Sum([songs[name] for name in (*chosen, *others)], [1.0] * len(chosen) + [0.0] * len(others))
 
-    kept = [name for name in songs if name not in names]
-    context = added(kept, sorted(names))
-    old_stems = [added(group, [name for name in songs if name not in group]) for group in removed]
-    return Input(context, old_stems, Sum([context, added(sorted(names), kept)], [1.0, 1.0]))
+def rendered(path: Path, folder: Path) -> dict[str, SongFile]:
+    """The stems of a MIDI file by name, rendered into `folder` as datasets are.
+
+    Raises:
+      UserError: the file is damaged or holds no notes, or the renderer is not installed.
+    """
+    try:
+        from data_pipeline import song
+        from data_pipeline.sources import midi
+    except ImportError as error:
+        raise UserError(f"{path}: MIDI needs the extra `pipeline`: pip install 'subtractive-jax[pipeline]'") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        recording = midi.load(song.Song("", "", "midi", (("midi", str(path)),)), _MIDI_RATE, song.Tools())
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(audio_writer(folder / f"{name}.wav", 1, _MIDI_RATE)) for name in recording.stems
+            ]
+            for block in tqdm(
+                recording.blocks, desc=f"{path.name}: rendering", unit="block", disable=None, leave=False
+            ):
+                for write, samples in zip(writers, block, strict=True):
+                    write(on_grid(samples[None]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return {name: SongFile(folder / f"{name}.wav") for name in recording.stems}
 
 
 def separated(job: Job, song: SongFile, folder: Path) -> Input:
@@ -288,6 +326,7 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".removed.") as temporary:
         given = read_input(job, Path(temporary))
+        check_format(job.format, given.context.channels, given.context.sample_rate)
         with tqdm(desc=job.id, unit="step", disable=None, leave=False) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -372,11 +411,12 @@ def page_row(result: Mapping[str, Any], folder: str = "") -> page.Row:
     """What the listening page says about a result, whose files are in `folder`."""
     measured = result["figures"]
     kept = measured["preservation"]
+    exactly = "exactly" + (f", but for {result['job']['format']}" if result["job"]["format"] in LOSSY else "")
     figures = {
         "Onset agreement (F1)": measured["onsets"]["f1"],
         "Beat agreement (F1)": measured["beats"],
         "Stem against music (dB)": measured["stem_level_db"],
-        "Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
+        "Music kept": exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
     }
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
@@ -405,7 +445,7 @@ def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 reason = " ".join(reason.split())
                 instruction = job.instruction if isinstance(job, Job) else "This job was not understood"
-                rows.append(page.Row(name, instruction, note=reason))
+                rows.append(page.Row(name, instruction, note=reason, section="Not done"))
                 line = {"id": name, "status": "failed", "error": reason}
             tqdm.write(f"{name}: {line.get('error', 'done')}")
             summary.write(json.dumps(line) + "\n")

@@ -168,3 +168,12 @@ def test_the_waveform_reaches_as_far_as_the_audio(samples):
     points = [tuple(map(float, point.split(","))) for point in path[1:-1].split()]
     assert {y for _, y in points} == {25.0} and 0 <= min(x for x, _ in points) <= max(x for x, _ in points) <= 300
     assert len(points) == 2 * min(samples, 300)
+
+
+def test_waveforms_of_a_row_share_one_scale(tmp_path):
+    for name, level in (("loud", 0.1), ("half", 0.05), ("silent", 0.0)):
+        write_audio(tmp_path / f"{name}.wav", np.full(4 * SAMPLE_RATE, level, np.float32), SAMPLE_RATE)
+    players = [(name, f"{name}.wav") for name in ("loud", "half", "silent")]
+    text = page.write(tmp_path, "Levels", [page.Row("quiet", "Add drums", players)]).read_text()
+    paths = re.findall(r'<path d="M([\d., ]+)Z"', text)
+    assert [min(int(point.split(",")[1]) for point in path.split()) for path in paths] == [0, 25, 50]

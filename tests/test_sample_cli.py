@@ -17,12 +17,14 @@ from subtractive_jax import parts, records
 from subtractive_jax.representation.audio import read_audio, write_audio
 from subtractive_jax.training import text_stage
 from tests import synthetic
+from tests.midi import write_midi
 
 RATE = 16_000
 
 
-def _run(module, *arguments, cwd, cache):
+def _run(module, *arguments, cwd, cache, devices=1):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the tests
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=cwd, env=environment)
@@ -45,7 +47,7 @@ def place(tmp_path_factory):
             config[name] = (float(name != "latent_shift"),) * config.autoencoder.latent_channels
     tokenizer = text_stage.train_tokenizer(["Add rock drums", "Add reggae beats", "Add jazzy drums"], 256)
     synthetic.write_model(place / "model", config, parts.PARTS, tokenizer)
-    synthetic.write_latents(place / "data", config, place / "model", train=4, validation=1)
+    synthetic.write_latents(place / "data", config, place / "model", train=300, validation=1)
     random = np.random.default_rng(0)
     (place / "stems").mkdir()
     for name, channels in (("drums", 2), ("bass", 1), ("keys", 2)):
@@ -53,7 +55,9 @@ def place(tmp_path_factory):
         write_audio(place / "stems" / f"{name}.wav", audio.astype(np.float32), 44_100)
     audio = np.round(random.uniform(-0.2, 0.2, 2 * RATE + 7) * 2**15) / 2**15
     write_audio(place / "song.wav", audio.astype(np.float32), RATE)
+    write_audio(place / "fast.wav", audio.astype(np.float32), 96_000)
     (place / "noise.wav").write_bytes(b"not audio")
+    (place / "noise.mid").write_bytes(b"not notes")
     (place / "nothing.wav").write_bytes(b"")
     soundfile.write(place / "no samples.wav", np.zeros(0, np.float32), RATE)
     soundfile.write(place / "nan.wav", np.array([0.1, np.nan, 0.2], np.float32), RATE, subtype="FLOAT")
@@ -99,6 +103,17 @@ def test_the_result_says_how_it_was_made(single):
     assert all(f'src="{name}.wav"' in text for name in ("without_stem", "mix", "stem"))
 
 
+def test_the_number_of_devices_does_not_matter(single, place):
+    result = _run("launch.sample", *SONG, "--output=spread", "--seed=5", cwd=place, cache=place / "cache", devices=3)
+    assert result.returncode == 0, result.stderr
+    first = json.loads((single / "result.json").read_text())["seed"] == 5
+    expected, found = (
+        read_audio(path)[0]
+        for path in (single / ("stem.wav" if first else "candidates/5/stem.wav"), place / "spread" / "stem.wav")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_compiled_programs_are_kept(single, place):
     assert any((place / "cache" / "subtractive_jax").iterdir())
 
@@ -139,6 +154,7 @@ def jobs(place, sample):
         {"id": "good", **good},
         {"id": "../escape", **good},
         {"id": "no input"},
+        {"id": "rate", **good, "input": "fast.wav", "format": "mp3"},
     ]
     text = "\n".join(["{not json", *map(json.dumps, lines)]) + "\n"
     (place / "jobs.jsonl").write_text(text)
@@ -147,7 +163,7 @@ def jobs(place, sample):
     result = sample(
         "--model=model", "--jobs=jobs.jsonl", "--output=many", "--steps=2", "--solver=dpmsolver++", "--overwrite"
     )
-    _refused(result, "19 of 22 jobs failed", "summary.jsonl")
+    _refused(result, "20 of 23 jobs failed", "summary.jsonl")
     return place / "many"
 
 
@@ -201,6 +217,7 @@ def test_removing_a_stem_keeps_the_others(jobs, place):
         ("line-20", 'the id "good" is taken'),
         ("line-21", "cannot name a folder"),
         ("line-22", "needs id, input and instruction"),
+        ("rate", "mp3 cannot hold 1 channels at 96000 Hz"),
     ],
 )
 def test_a_broken_job_is_reported(jobs, job, words):
@@ -211,7 +228,7 @@ def test_a_broken_job_is_reported(jobs, job, words):
 
 def test_one_page_covers_all_jobs(jobs):
     text = (jobs / "index.html").read_text()
-    assert text.count("<article") == 22
+    assert text.count("<article") == 23 and text.count("<h2>Not done</h2>") == 1
     assert 'src="removed/original.wav"' in text and 'src="good/mix.flac"' in text and "estimated" in text
 
 
@@ -227,12 +244,16 @@ def odd_jobs(place, sample):
         noise = random.uniform(-0.2, 0.2, (channels, int(seconds * rate)))
         write_audio(place / f"{name}.wav", (np.round(noise * 2**15) / 2**15).astype(np.float32), rate)
     write_audio(place / "silence.wav", np.zeros((1, RATE), np.float32), RATE)
+    tracks = {"kit": [(beat, 36) for beat in range(8)], "bass": [(beat, 40) for beat in range(4, 8)]}
+    write_midi(place / "song.mid", tracks, {"kit": 9, "bass": 0})
     text = {"instruction": "Add rock drums"}
     lines = [
         *({"id": name, "input": f"{name}.wav", **text} for name in ("telephone", "studio", "short", "silence")),
         {"id": "mp3", "input": "song.wav", **text, "format": "mp3"},
         {"id": "turn", "input": "song.wav", "stem": "bass,drums", "instruction": "Add jazzy drums | Add rock drums"},
         {"id": "demucs", "input": "song.wav", **text, "remove": True, "separator": "demucs_unittest"},
+        {"id": "notes", "input": "song.mid", **text, "remove": True},
+        {"id": "all notes", "input": "song.mid", **text},
     ]
     (place / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["--model=model", "--jobs=odd.jsonl", "--output=odd", "--steps=2", "--num_candidates=2"]
@@ -259,17 +280,17 @@ def odd_jobs(place, sample):
 
 def test_a_killed_run_goes_on(odd_jobs, sample):
     folder, arguments, result = odd_jobs
-    names = ["telephone", "studio", "short", "silence", "mp3", "turn", "demucs"]
+    names = ["telephone", "studio", "short", "silence", "mp3", "turn", "demucs", "notes", "all notes"]
     assert [line["id"] for line in _summary(folder)] == names
     assert {path.name for path in folder.iterdir()} == {
         *names,
         "summary.jsonl",
         "index.html",
     }
-    assert "7 done" in result.stdout and "0 failed" in result.stdout
+    assert "9 done" in result.stdout and "0 failed" in result.stdout
     seeds = [line["result"]["job"]["seed"] for line in _summary(folder)]
-    assert len(set(seeds)) == 7  # each its own
-    _refused(sample(*arguments, "--steps=3"), "7 of 7 jobs failed")
+    assert len(set(seeds)) == 9  # each its own
+    _refused(sample(*arguments, "--steps=3"), "9 of 9 jobs failed")
     assert all("steps was 2, now 3" in line["error"] for line in _summary(folder))
     assert sample(*arguments).returncode == 0
 
@@ -285,6 +306,7 @@ def test_the_output_is_like_the_input(odd_jobs, place, name, channels, rate):
 def test_silence_and_mp3(odd_jobs):
     result = json.loads((odd_jobs[0] / "silence" / "result.json").read_text())
     assert result["input_gain"] == 1.0 and result["figures"]["onsets"]["context"] == 0
+    assert result["figures"]["flags"] == ["silent_context"]
     assert soundfile.info(odd_jobs[0] / "mp3" / "mix.mp3").format == "MP3"
 
 
@@ -308,6 +330,16 @@ def test_demucs_takes_the_stem_out(odd_jobs, place):
     assert {path.name for path in (odd_jobs[0] / "demucs").iterdir() if path.name.startswith(".")} == set()
 
 
+def test_notes_are_rendered_without_the_stem(odd_jobs):
+    found = {path.stem: read_audio(path)[0] for path in (odd_jobs[0] / "notes").glob("*.wav")}
+    begins = int(1.9 * 44_100)  # the bass has its first note at 2 s
+    assert np.abs(found["without_stem"][:, :begins]).max() < 1e-4 < np.abs(found["without_stem"]).max()
+    assert np.abs(found["original"][:, :begins]).max() > 1e-2  # the kit
+    np.testing.assert_array_equal(found["mix"] - found["stem"], found["without_stem"])
+    whole = read_audio(odd_jobs[0] / "all notes" / "without_stem.wav")[0]
+    np.testing.assert_array_equal(whole, found["original"])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -316,6 +348,8 @@ def test_demucs_takes_the_stem_out(odd_jobs, place):
         (("--model=modle", "--input=song.wav", "--instruction=Add drums"), ("modle",)),
         (("--model=model", "--jobs=gone.jsonl"), ("gone.jsonl",)),
         (("--model=model", "--input=nan.wav", "--instruction=Add drums"), ("nan.wav", "NaN")),
+        (("--model=model", "--input=noise.mid", "--instruction=Add drums"), ("noise.mid", "not readable as MIDI")),
+        (("--model=model", "--input=gone.mid", "--instruction=Add drums"), ("gone.mid", "no such file")),
     ],
 )
 def test_bad_commands_write_nothing(sample, place, arguments, words):
@@ -337,10 +371,10 @@ def test_latents_of_a_dataset(export, place):
     table = pq.read_table(place / "data.parquet")
     examples = [records.Split(place / "data", "latents", split) for split in ("train", "validation")]
     examples = [split[index] for split in examples for index in range(len(split))]
-    assert table.num_rows == len(examples) == 5
+    assert table.num_rows == len(examples) == 301  # more than are written at once
     assert table["song_id"].to_pylist() == [example["song_id"] for example in examples]
     assert table["instruction"].to_pylist() == [example["instructions"][0] for example in examples]
-    assert table["split"].to_pylist() == ["train"] * 4 + ["validation"]
+    assert table["split"].to_pylist() == ["train"] * 300 + ["validation"]
     shape = json.loads(table.schema.metadata[b"latent_shape"])
     latents = np.array(table["latent"].to_pylist(), np.float32).reshape(-1, *shape)
     means = np.stack([example["stem_latent"][..., : shape[-1]] for example in examples])
