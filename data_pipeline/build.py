@@ -23,7 +23,9 @@ _SOURCE = flags.DEFINE_multi_string(
 )
 _UNTIL = flags.DEFINE_enum("until", None, ("windows", "latents"), "Last dataset; latents if --encoders is given.")
 _ENCODERS = flags.DEFINE_string("encoders", None, "Model whose autoencoder and text encoder make latents.")
-_SOUNDFONT = flags.DEFINE_string("soundfont", "", "SoundFont that renders MIDI; pretty_midi's if not given.")
+_SOUNDFONT = flags.DEFINE_multi_string(
+    "soundfont", [], "SoundFont that renders MIDI, one of them each song; pretty_midi's if not given."
+)
 _SEPARATOR = flags.DEFINE_string("separator", "htdemucs", "Demucs model that separates --source=songs:PATH.")
 _SEPARATOR_REPO = flags.DEFINE_string("separator_repo", "", "Folder with Demucs models, instead of Demucs' own.")
 _SEPARATOR_DEVICE = flags.DEFINE_enum("separator_device", "cpu", ("cpu", "cuda"), "Where Demucs runs.")
@@ -46,12 +48,13 @@ def _tools() -> Any:
     from data_pipeline import files, render
     from data_pipeline.song import Tools
 
-    for flag in (_SOUNDFONT, _SEPARATOR_REPO):
-        if flag.value and not files.exists(flag.value):
-            raise UserError(f"--{flag.name}={flag.value}: no such file or folder")
-    soundfont, repo = (files.absolute(path) if path else "" for path in (_SOUNDFONT.value, _SEPARATOR_REPO.value))
+    given = [(_SOUNDFONT.name, path) for path in _SOUNDFONT.value] + [(_SEPARATOR_REPO.name, _SEPARATOR_REPO.value)]
+    for name, path in given:
+        if path and not files.exists(path):
+            raise UserError(f"--{name}={path}: no such file or folder")
+    *soundfonts, repo = (files.absolute(path) if path else "" for _, path in given)
     # Chosen here for all workers, or the same song would sound otherwise on another machine.
-    return Tools(soundfont, render.renderer(), _SEPARATOR.value, repo, _SEPARATOR_DEVICE.value)
+    return Tools(tuple(soundfonts), render.renderer(), _SEPARATOR.value, repo, _SEPARATOR_DEVICE.value)
 
 
 def _language_model(data_dir: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import functools
+import hashlib
 import heapq
 import io
 import os
@@ -115,6 +116,13 @@ def render(
     if library is None:
         raise RuntimeError("the build renders with FluidSynth, and this machine has no libfluidsynth: install it")
     return _fluidsynth(library, stems, clock, sample_rate, soundfont)
+
+
+def soundfont_of(song_id: str, soundfonts: Sequence[str]) -> str:
+    """The SoundFont that a song is rendered with: a function of its id; empty where there are none to choose from."""
+    if not soundfonts:
+        return ""
+    return soundfonts[int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "big") % len(soundfonts)]
 
 
 def _local(soundfont: str) -> str:

@@ -50,14 +50,14 @@ class Tools:
     """What turns a source's files into stems, where they are not audio stems already.
 
     Attributes:
-      soundfont: path of a SoundFont; that of the `pretty_midi` package when empty.
+      soundfonts: paths of SoundFonts, of which each song has one; that of the `pretty_midi` package when empty.
       renderer: what plays notes: `fluidsynth` or `midirenderer`; what the machine has when empty.
       separator: name of a Demucs model.
       separator_repo: folder with Demucs models of your own; Demucs' own models when empty.
       separator_device: `cpu` or `cuda`.
     """
 
-    soundfont: str = ""
+    soundfonts: tuple[str, ...] = ()
     renderer: str = ""
     separator: str = "htdemucs"
     separator_repo: str = ""

@@ -1,5 +1,6 @@
 """Notes to parts and parts to stems, with both renderers: time, independence of the stems, limits, SoundFonts."""
 
+import contextlib
 import ctypes.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_pipeline import grouping, render, sources
 from data_pipeline.grouping import Part
+from data_pipeline.song import Song, Tools
+from data_pipeline.sources import midi as midi_source
 from subtractive_jax.errors import UserError
 from tests.midi import write_midi
 
@@ -222,6 +225,27 @@ def test_bad_soundfonts_are_refused(tmp_path, renderer):
     for path, message in ((tmp_path / "none.sf2", "no such SoundFont"), (damaged, "damaged.sf2: ")):
         with pytest.raises(UserError, match=message):
             list(render.render({"keys": [part([(0, 60)])]}, clock_of(1), RATE, str(path), renderer))
+
+
+def test_songs_share_out_the_soundfonts():
+    names = [f"song {number}" for number in range(60)]
+    chosen = [render.soundfont_of(name, ("a.sf2", "b.sf2", "c.sf2")) for name in names]
+    assert chosen == [render.soundfont_of(name, ("a.sf2", "b.sf2", "c.sf2")) for name in names]
+    assert all(chosen.count(soundfont) > 10 for soundfont in ("a.sf2", "b.sf2", "c.sf2"))
+    assert render.soundfont_of("song", ()) == ""
+
+
+def test_a_song_is_rendered_with_its_own_soundfont(tmp_path):
+    damaged = tmp_path / "damaged.sf2"
+    damaged.write_bytes(SOUNDFONT.read_bytes()[:10_000])
+    write_midi(tmp_path / "song.mid", {"keys/Piano": [(0, 60), (4, 62)]}, {"keys/Piano": 0})
+    fonts = (str(SOUNDFONT), str(damaged))
+    for name in ("song 0", "song 1", "song 2", "song 3"):
+        song = Song(name, name, "midi", (("midi", str(tmp_path / "song.mid")),))
+        recording = midi_source.load(song, RATE, Tools(soundfonts=fonts))
+        with pytest.raises(UserError) if render.soundfont_of(name, fonts) == str(damaged) else contextlib.nullcontext():
+            assert np.abs(np.concatenate(list(recording.blocks), axis=1)).max() > 0
+    assert {render.soundfont_of(f"song {number}", fonts) for number in range(4)} == set(fonts)
 
 
 def test_a_remote_soundfont_is_fetched(monkeypatch):

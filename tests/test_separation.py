@@ -181,4 +181,4 @@ def test_a_source_without_a_stem_name(load):
 def test_without_demucs(monkeypatch):
     monkeypatch.setitem(sys.modules, "demucs.api", None)
     with pytest.raises(UserError, match=r"pip install 'subtractive-jax\[separate\]'"):
-        separation.separator(Tools(separator="demucs_unittest", soundfont="other key of the cache"))
+        separation.separator(Tools(separator="demucs_unittest", soundfonts=("other key of the cache",)))

@@ -98,7 +98,8 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
         raise UserError("the MIDI file holds no notes")
     clock = render.Clock(midi)
     stems = {stem: own for stem in grouping.STEMS if (own := [part for part in parts if part.stem == stem])}
-    blocks = render.render(stems, clock, sample_rate, tools.soundfont, tools.renderer or render.renderer())
+    soundfont = render.soundfont_of(song.song_id, tools.soundfonts)
+    blocks = render.render(stems, clock, sample_rate, soundfont, tools.renderer or render.renderer())
     seconds = clock.samples(clock.end, 1000) / 1000
     if not seconds:
         raise UserError("the MIDI file ends where it begins")

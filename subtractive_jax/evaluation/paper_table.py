@@ -120,6 +120,11 @@ def through_codec(model: Model, audio: Sequence[np.ndarray]) -> np.ndarray:
     return model.decode(np.asarray(mode(jnp.asarray(model.encode_audio(np.stack(audio))))))
 
 
+def through_vocoder(model: Model, audio: Sequence[np.ndarray]) -> np.ndarray:
+    """Windows of mono audio [windows, window_samples] as mel images, and back: same shape."""
+    return np.stack([model.vocode(image) for image in model.encode_image(np.stack(audio))])
+
+
 def other_stems(windows: Sequence[Window]) -> list[np.ndarray]:
     """For each window the stem of the next one (cyclic) that is of another group."""
     stems = []
@@ -159,10 +164,8 @@ def rows(
       steps: of the sampler; the models' own when None.
     """
 
-    def true_mix() -> Iterable[Sound]:
-        mixes, stems = (
-            through_codec(models[0], [getattr(window, key) for window in windows]) for key in ("mix", "stem")
-        )
+    def true_mix(through: Callable[[Model, Sequence[np.ndarray]], np.ndarray]) -> Iterable[Sound]:
+        mixes, stems = (through(models[0], [getattr(window, key) for window in windows]) for key in ("mix", "stem"))
         return map(Sound, mixes, stems)
 
     def context() -> Iterable[Sound]:
@@ -186,7 +189,8 @@ def rows(
         return _sampled(model, windows, [window.instruction for window in windows], steps=steps)
 
     return {
-        "true mix through the codec": true_mix,
+        "true mix through the vocoder": lambda: true_mix(through_vocoder),
+        "true mix through the codec": lambda: true_mix(through_codec),
         "context alone": lambda: (Sound(window.context) for window in windows),
         "context alone through the codec": context,
         "context plus another song's stem": another,
