@@ -7,7 +7,7 @@
                            unpacked: PATH/lmd_full/0/<md5>.mid. A song's id is its path without the suffix. Files of the
                            same MD5 name are one group, which is how Lakh repeats a song.
 
-Tracks named `<stem>/<instrument>` are grouped by those names, other files by General MIDI program (`grouping.py`).
+Tracks named `<stem>/<instrument>` are grouped by those names, other files by General MIDI program (`notes.py`).
 """
 
 import io
@@ -23,6 +23,7 @@ import mido
 from data_pipeline import files, grouping, render, sidecars
 from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
 from subtractive_jax.errors import UserError
+from subtractive_jax.representation.notes import STEMS
 
 _SUFFIXES = (".mid", ".midi")
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -97,7 +98,7 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
     if not parts:
         raise UserError("the MIDI file holds no notes")
     clock = render.Clock(midi)
-    stems = {stem: own for stem in grouping.STEMS if (own := [part for part in parts if part.stem == stem])}
+    stems = {stem: own for stem in STEMS if (own := [part for part in parts if part.stem == stem])}
     blocks = render.render(stems, clock, sample_rate, tools.soundfont, tools.renderer or render.renderer())
     seconds = clock.samples(clock.end, 1000) / 1000
     if not seconds:
