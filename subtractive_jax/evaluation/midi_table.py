@@ -10,12 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from subtractive_jax.errors import UserError
-from subtractive_jax.evaluation import rules, symbolic, table
+from subtractive_jax.evaluation import rules, table
 from subtractive_jax.evaluation.table import Row
 from subtractive_jax.model import Model
 from subtractive_jax.records import Split
 from subtractive_jax.representation.notes import NOTE, Score, read_score
 from subtractive_jax.representation.piano_roll import PianoRoll
+from subtractive_jax.sampling import symbolic
 
 FEWEST_NOTES = 4  # of a part in the datasets, too
 

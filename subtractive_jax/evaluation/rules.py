@@ -5,7 +5,7 @@ All are for a stretch that begins at tick 0 of a score and ends at `end`.
 
 import numpy as np
 
-from subtractive_jax.evaluation.symbolic import chroma, half_bars
+from subtractive_jax.sampling.symbolic import chroma, half_bars
 from subtractive_jax.representation.notes import DRUM_KEYS, DRUMS, NOTE, Score
 
 _TRIADS = np.array(  # [24, 12]: major on C, C sharp, ..., then minor
