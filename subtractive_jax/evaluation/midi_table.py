@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from subtractive_jax.errors import UserError
 from subtractive_jax.evaluation import rules, table
+from subtractive_jax.evaluation.paper_table import UnavailableError
 from subtractive_jax.evaluation.table import Row
 from subtractive_jax.model import Model
 from subtractive_jax.records import Split
@@ -36,7 +37,8 @@ METRICS = {  # column: heading
 DEFINITIONS = {
     "in_harmony": "share of the part's time in pitch classes that the context plays in the same half bar; 1 by "
     "construction where a rule takes its notes from there",
-    "chroma_agreement": "cosine of the pitch classes of part and context, by time; mean of half bars in which both sound",
+    "chroma_agreement": "cosine of part and context: how long each pitch class sounds in a half bar; mean of the half "
+    "bars in which both sound",
     "real_chroma": "the same of the part and the real part of that place",
     "groove": "cosine of part and context: in how many bars there is an onset at each sixteenth of the bar",
     "real_groove": "the same of the part and the real part of that place; drums by class",
@@ -125,8 +127,9 @@ def read_windows(
     examples = Split(data_dir, "windows", split)
     roll = _representation(examples, data_dir)
     names = Split(data_dir, "windows", split, keys=("stem_name",))
-    own = [index for index, example in enumerate(names) if example["stem_name"] == stem]
-    found = [index for index in own if {stem, *given} <= read_score(examples[index]["mix"]).parts.keys()]
+    found = [index for index, example in enumerate(names) if example["stem_name"] == stem]
+    if given:
+        found = [index for index in found if set(given) <= read_score(examples[index]["mix"]).parts.keys()]
     if len(found) < 2:
         what = f" and with {', '.join(given)}" if given else ""
         raise UserError(
@@ -197,7 +200,9 @@ def figures(notes: np.ndarray, window: Window, known: Known) -> dict[str, float]
         ),
         "density": symbolic.density_distance(notes, real),
         "empty": 0.0,
-        "novel_bars": 1.0 - np.mean([bar in known.bars for bar in symbolic.bar_patterns(notes, bars, beat, drums)]),
+        "novel_bars": float(
+            np.mean([bar not in known.bars for bar in symbolic.bar_patterns(notes, bars, beat, drums)])
+        ),
         "novel": float(symbolic.pattern(notes, bars, beat, drums) not in known.parts),
     }
     if not drums:
@@ -224,14 +229,14 @@ def other_parts(windows: Sequence[Window]) -> list[np.ndarray]:
     """For each window the real part of the next one (cyclic) that is of another group, beat by beat.
 
     Raises:
-      UserError: all windows are of one group.
+      UnavailableError: all windows are of one group.
     """
     parts = []
     for index, window in enumerate(windows):
         following = [*windows[index + 1 :], *windows[:index]]
         other = next((item for item in following if item.group_id != window.group_id), None)
         if other is None:
-            raise UserError("all windows are of one group: there is no other song's part; build with more songs")
+            raise UnavailableError("all windows are of one group: there is no other song's part")
         parts.append(_at(other.stem, other.context.ticks_per_beat, window))
     return parts
 

@@ -5,8 +5,8 @@ All are for a stretch that begins at tick 0 of a score and ends at `end`.
 
 import numpy as np
 
-from subtractive_jax.sampling.symbolic import chroma, half_bars
 from subtractive_jax.representation.notes import DRUM_KEYS, DRUMS, NOTE, Score
+from subtractive_jax.sampling.symbolic import chroma, half_bars
 
 _TRIADS = np.array(  # [24, 12]: major on C, C sharp, ..., then minor
     [np.roll(np.eye(12)[[0, third, 7]].sum(axis=0), root) for third in (4, 3) for root in range(12)]

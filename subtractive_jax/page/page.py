@@ -160,8 +160,9 @@ def _roll(row: Row) -> str:
     image = Image.open(io.BytesIO(row.picture))
     source = "data:image/png;base64," + base64.b64encode(row.picture).decode()
     return (
-        f'<div class="roll" tabindex="0" role="region" aria-label="Piano roll"><div class="picture" '
-        f'style="min-width:{image.width // 2}px"><img src="{source}" alt="Piano roll: {_text(row.title)}" loading="lazy">'
+        '<div class="roll" tabindex="0" role="region" aria-label="Piano roll">'
+        f'<div class="picture" style="min-width:{image.width // 2}px">'
+        f'<img src="{source}" alt="Piano roll: {_text(row.title)}" loading="lazy">'
         '<span class="playhead" hidden></span></div></div>'
     )
 

@@ -4,6 +4,8 @@ Colours read the same in print and to colour-blind eyes.
 """
 
 import base64
+import dataclasses
+import functools
 import io
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -37,6 +39,8 @@ _VIRIDIS = np.array(  # every eighth of matplotlib's viridis
     ]
 )
 
+_Colour = tuple[int, int, int]
+_WHITE, _INK = (255, 255, 255), (28, 27, 34)
 _PART_COLOURS = {  # Okabe and Ito's
     "drums": (90, 90, 90),
     "bass": (0, 114, 178),
@@ -46,7 +50,7 @@ _PART_COLOURS = {  # Okabe and Ito's
     "other": (160, 130, 0),
 }
 _ROLL_WIDTH, _LONGEST_ROLL, _A_SECOND = 1600, 12_000, 60  # pixels
-_ROW, _LEGEND, _FONT = 9, 34, 20  # pixels
+_ROW, _LEGEND, _FONT, _NUMBER_WIDTH = 9, 34, 20, 60  # pixels
 _PALE = 0.6  # of the colour of what is not new
 _DRUM_SECONDS = 0.1  # a stroke, however long its note is
 
@@ -81,56 +85,100 @@ def piano_roll(score: Score, new: Collection[str] = (), seconds: float | None = 
       new: parts that stand out; the others are pale then.
       seconds: where the picture ends; where the score does if not given.
     """
-    seconds = max(float(score.seconds(score.end)) if seconds is None else seconds, 1e-3)
-    width = int(np.clip(seconds * _A_SECOND, _ROLL_WIDTH, _LONGEST_ROLL))
-    pitches = np.concatenate([np.array([48, 72]), *(notes["pitch"] for name, notes in score.parts.items() if name != "drums")])
-    lowest, highest = int(pitches.min()) - 1, int(pitches.max()) + 1
-    floor = _LEGEND + (highest - lowest + 1) * _ROW  # below the lowest pitch
-    drums = floor + _ROW  # above the first row of the drums
-    height = drums + len(DRUMS) * _ROW if "drums" in score.parts else floor
-    image = Image.new("RGB", (width, height + _LEGEND), (255, 255, 255))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT)
-
-    def x(ticks: np.ndarray) -> np.ndarray:
-        return np.round(score.seconds(ticks) / seconds * width).astype(int)
-
-    for pitch in range(lowest, highest + 1):
-        if pitch % 12 in (1, 3, 6, 8, 10):
-            top = floor - (pitch - lowest + 1) * _ROW
-            draw.rectangle((0, top, width, top + _ROW - 1), (243, 243, 246))
-    bars = score.bars()
-    places = x(bars)
-    apart = 2 ** int(np.ceil(np.log2(max(60.0 * len(bars) / width, 1.0))))  # bars from one number to the next
-    for number, place in enumerate(places.tolist()):
-        draw.line((place, _LEGEND, place, height), (170, 170, 178) if number % apart == 0 else (220, 220, 226), 2)
-        if number % apart == 0:
-            draw.text((place + 5, height + 4), str(number + 1), (99, 97, 110), font)
-    draw.line((0, floor, width, floor), (170, 170, 178))
-    for name, notes in sorted(score.parts.items(), key=lambda part: part[0] in new):
-        start, end = x(notes["start"]), x(notes["end"])
-        if name == "drums":
-            top = drums + (len(DRUMS) - 1 - DRUM_CLASSES[notes["pitch"]]) * _ROW
-            end = np.minimum(end, start + round(_DRUM_SECONDS / seconds * width))
-        else:
-            top = floor - (notes["pitch"] - lowest + 1) * _ROW
-        end = np.maximum(end, start + 3)
-        strength = (0.5 + 0.5 * notes["velocity"] / 127.0) * (_PALE if new and name not in new else 1.0)
-        colours = np.round(255 + strength[:, None] * (np.array(_PART_COLOURS[name]) - 255)).astype(int)
-        outline = (0, 0, 0) if name in new else None
-        for left, right, up, colour in zip(start.tolist(), end.tolist(), top.tolist(), colours.tolist(), strict=True):
-            draw.rectangle((left, up, right - 1, up + _ROW - 1), tuple(colour), outline)
-    for pitch in range(-(-lowest // 12) * 12, highest + 1, 12):
-        middle = floor - (pitch - lowest) * _ROW - _ROW // 2
-        draw.text(
-            (4, middle), f"C{pitch // 12 - 1}", (28, 27, 34), font, "lm", stroke_width=3, stroke_fill=(255, 255, 255)
-        )
-    place = 8
+    length = max(float(score.seconds(score.end)) if seconds is None else seconds, 1e-3)
+    roll = _Roll(score, length)
+    bottom = roll.drums_floor if "drums" in score.parts else roll.floor
+    image = Image.new("RGB", (roll.width, bottom + _LEGEND), _WHITE)
+    draw = ImageDraw.Draw(image)
+    draw.font = ImageFont.load_default(_FONT)
+    _draw_grid(draw, roll, bottom)
+    for name in sorted(score.parts, key=lambda name: name in new):
+        _draw_part(draw, roll, name, _PALE if new and name not in new else 1.0, _INK if name in new else None)
+    for pitch in range(-(-roll.lowest // 12) * 12, roll.highest + 1, 12):
+        text, middle = f"C{pitch // 12 - 1}", int(roll.top(pitch)) + _ROW // 2
+        draw.text((4, middle), text, _INK, anchor="lm", stroke_width=3, stroke_fill=_WHITE)
+    left = 8
     for name in score.parts:
         text = f"{name} (new)" if name in new else name
-        draw.rectangle((place, 9, place + 18, 25), _PART_COLOURS[name], (0, 0, 0) if name in new else None)
-        draw.text((place + 26, 5), text, (28, 27, 34), font)
-        place += 26 + round(draw.textlength(text, font)) + 28
+        draw.rectangle((left, 9, left + 18, 25), _PART_COLOURS[name], _INK if name in new else None)
+        draw.text((left + 26, 5), text, _INK)
+        left += 26 + round(draw.textlength(text)) + 28
     return _file(image, "PNG", optimize=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Roll:
+    """Where things are in the picture of a score, in pixels."""
+
+    score: Score
+    seconds: float
+
+    @functools.cached_property
+    def width(self) -> int:
+        return int(np.clip(self.seconds * _A_SECOND, _ROLL_WIDTH, _LONGEST_ROLL))
+
+    @functools.cached_property
+    def _pitches(self) -> np.ndarray:
+        return np.concatenate(
+            [[48, 72], *(notes["pitch"] for name, notes in self.score.parts.items() if name != "drums")]
+        )
+
+    @property
+    def lowest(self) -> int:
+        return int(self._pitches.min()) - 1
+
+    @property
+    def highest(self) -> int:
+        return int(self._pitches.max()) + 1
+
+    @property
+    def floor(self) -> int:
+        """Below the lowest pitch."""
+        return _LEGEND + (self.highest - self.lowest + 1) * _ROW
+
+    @property
+    def drums_floor(self) -> int:
+        """Below the drums, which have a row a class, and one to keep them apart."""
+        return self.floor + (1 + len(DRUMS)) * _ROW
+
+    def left(self, ticks: np.ndarray) -> np.ndarray:
+        return np.round(self.score.seconds(ticks) / self.seconds * self.width).astype(int)
+
+    def top(self, pitch: np.ndarray | int) -> np.ndarray:
+        return self.floor - (np.asarray(pitch, int) - self.lowest + 1) * _ROW
+
+    def drums_top(self, pitch: np.ndarray) -> np.ndarray:
+        return self.drums_floor - (DRUM_CLASSES[pitch] + 1) * _ROW
+
+
+def _draw_grid(draw: ImageDraw.ImageDraw, roll: _Roll, bottom: int) -> None:
+    """Rows of black keys, bar lines, and as many of the bars' numbers as there is room for."""
+    for pitch in range(roll.lowest, roll.highest + 1):
+        if pitch % 12 in (1, 3, 6, 8, 10):
+            top = int(roll.top(pitch))
+            draw.rectangle((0, top, roll.width, top + _ROW - 1), (243, 243, 246))
+    lines = roll.left(roll.score.bars()).tolist()
+    apart = 2 ** int(np.ceil(np.log2(max(_NUMBER_WIDTH * len(lines) / roll.width, 1.0))))
+    for number, left in enumerate(lines):
+        numbered = number % apart == 0
+        draw.line((left, _LEGEND, left, bottom), (170, 170, 178) if numbered else (220, 220, 226), 2)
+        if numbered:
+            draw.text((left + 5, bottom + 4), str(number + 1), (99, 97, 110))
+    draw.line((0, roll.floor, roll.width, roll.floor), (170, 170, 178))
+
+
+def _draw_part(draw: ImageDraw.ImageDraw, roll: _Roll, name: str, strength: float, outline: _Colour | None) -> None:
+    notes = roll.score.parts[name]
+    left, right = roll.left(notes["start"]), roll.left(notes["end"])
+    top = roll.drums_top(notes["pitch"]) if name == "drums" else roll.top(notes["pitch"])
+    if name == "drums":
+        right = np.minimum(right, left + round(_DRUM_SECONDS / roll.seconds * roll.width))
+    right = np.maximum(right, left + 3)
+    darkness = strength * (0.5 + 0.5 * notes["velocity"] / 127.0)
+    colours = np.round(255 + darkness[:, None] * (np.array(_PART_COLOURS[name]) - 255)).astype(int)
+    places = np.stack([left, top, right - 1, top + _ROW - 1], axis=1)
+    for place, colour in zip(places.tolist(), colours.tolist(), strict=True):
+        draw.rectangle(place, tuple(colour), outline)
 
 
 def pngs(images: Sequence[np.ndarray]) -> list[bytes]:
