@@ -318,7 +318,9 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
         text_mask=jax.ShapeDtypeStruct(text[:1], np.bool_),
     )
     if part == "denoiser":
-        example |= dict(context=jax.ShapeDtypeStruct(about.stored_context, np.float16), stem=jax.ShapeDtypeStruct((), np.int32))
+        example |= dict(
+            context=jax.ShapeDtypeStruct(about.stored_context, np.float16), stem=jax.ShapeDtypeStruct((), np.int32)
+        )
     if null_states is None:
         null_states = np.zeros((1, text[1]), np.float16)
     return Task(part, init_params, make_loss(config, null_states, part), example)
