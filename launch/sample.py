@@ -46,8 +46,9 @@ from subtractive_jax import page
 from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation.audio import FORMATS, audio_writer, resampled
-from subtractive_jax.sampling import candidates, gates
+from subtractive_jax.sampling import candidates, gates, note_gates
 from subtractive_jax.sampling.insert import Settings
+from subtractive_jax.sampling.insert_notes import NoteInsertion
 from subtractive_jax.sampling.insertion import Insertion, on_grid
 from subtractive_jax.sampling.song import Song, SongFile, Sum
 
@@ -112,7 +113,7 @@ class Job:
     format: str | None
 
     def __post_init__(self) -> None:
-        if self.format not in (None, "mid", *FORMATS):
+        if self.format is not None and self.format not in ("mid", *FORMATS):
             raise unknown_name("format", self.format, ("mid", *FORMATS))
 
     @property
@@ -332,10 +333,12 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the job cannot be done.
     """
+    began = time.perf_counter()
     if model.writes_notes:
         with progress_bar(job) as progress:
-            return sample_notes.sample(model, job, folder, progress)
-    began, format = time.perf_counter(), job.audio_format
+            parts, players = sample_notes.sample(model, job, folder, progress)
+        return write_result(folder, job, parts, note_gates.score, players, began)
+    format = job.audio_format
     with tempfile.TemporaryDirectory(dir=folder, prefix=".removed.") as temporary:
         given = read_input(job, Path(temporary))
         with progress_bar(job) as progress:
@@ -358,7 +361,25 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
                 place = folder / "candidates" / str(other.info["seed"])
                 place.mkdir(parents=True, exist_ok=True)
                 write_parts(other, place, format, f"_{stem}" if len(found) > 1 else "")
-    scores = [{one.info["seed"]: gates.score(one.info["figures"]) for one in ranked} for ranked in found]
+    return write_result(folder, job, found, gates.score, players, began)
+
+
+def write_result(
+    folder: Path,
+    job: Job,
+    found: Sequence[Sequence[Insertion | NoteInsertion]],
+    score: Callable[[dict[str, Any]], float],
+    players: list[tuple[str, str]],
+    began: float,
+) -> dict[str, Any]:
+    """Writes `result.json` and returns its content.
+
+    Args:
+      found: for each stem its candidates, the best first; `score` ranked them.
+      began: when the job did, by `time.perf_counter`.
+    """
+    best = [ranked[0] for ranked in found]
+    scores = [{one.info["seed"]: score(one.info["figures"]) for one in ranked} for ranked in found]
     result = {"id": job.id, "input": job.input, **best[-1].info, "candidates": scores[-1]}
     if len(found) > 1:
         stems = [{**one.info, "candidates": each} for one, each in zip(best, scores, strict=True)]
@@ -513,7 +534,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """What came of the jobs, for a terminal."""
     done = [line["result"] for line in lines if line["status"] == "done"]
     width = max(len(line["id"]) for line in lines)
-    text = []
+    text: list[str] = []
     for result in done[:_ROWS_SHOWN]:
         measured = result["figures"]
         if is_notes(result):

@@ -1,21 +1,17 @@
 """What launch.sample does with a model of notes: MIDI in, MIDI out, with renderings and pictures to judge it by."""
 
-import dataclasses
-import json
-import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from subtractive_jax import page
+from launch import listening
 from subtractive_jax.errors import UserError
-from subtractive_jax.page import pictures
 from subtractive_jax.representation import notes as midi
 from subtractive_jax.representation.notes import Score
-from subtractive_jax.sampling import candidates, note_gates
+from subtractive_jax.sampling import candidates
 from subtractive_jax.sampling.insert_notes import NoteInsertion
 
 if typing.TYPE_CHECKING:
@@ -46,16 +42,17 @@ def read_input(job: "Job", model: "Model") -> tuple[Score, Score | None]:
         raise UserError(f"{path}: nothing is left without the {job.stem}") from error
 
 
-def sample(model: "Model", job: "Job", folder: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Does one job.
+def sample(
+    model: "Model", job: "Job", folder: Path, progress: Callable[[int, int], None]
+) -> tuple[list[list[NoteInsertion]], list[tuple[str, str]]]:
+    """Does one job: all files but `result.json`.
 
     Returns:
-      The content of `folder/result.json`.
+      (for each stem its candidates, the best first; the page's players).
 
     Raises:
       UserError: the job cannot be done.
     """
-    began = time.perf_counter()
     if job.format not in (None, "mid"):
         raise UserError(f'format "{job.format}": model "{model.name}" writes notes; leave out --format')
     context, original = read_input(job, model)
@@ -74,32 +71,24 @@ def sample(model: "Model", job: "Job", folder: Path, progress: Callable[[int, in
     best = [ranked[0] for ranked in found]
     parts = {one.stem: one.notes for one in best}
     programs = {one.stem: one.program for one in best if one.program is not None}
-    files = {
-        "original": original.content if original else None,
-        "without_stem": context.content,
-        "mix": best[-1].mix,
-        "stem": midi.parts_alone(context, parts, programs),
-    }
-    for name in ("mix", "stem"):
-        (folder / f"{name}.mid").write_bytes(files[name])
+    mix, alone = best[-1].mix, midi.parts_alone(context, parts, programs)
+    write(folder, mix, alone)
     for stem, ranked in zip(job.stems, found, strict=True):
         for other in ranked[1:]:
             place = folder / "candidates" / str(other.info["seed"])
             place.mkdir(parents=True, exist_ok=True)
-            suffix = f"_{stem}" if len(found) > 1 else ""
-            (place / f"stem{suffix}.mid").write_bytes(other.alone)
-            (place / f"mix{suffix}.mid").write_bytes(other.mix)
-    (folder / _PICTURE).write_bytes(pictures.piano_roll(midi.read_score(files["mix"]), new=set(parts)))
-    players = listening.render(folder, files)
-    scores = [{one.info["seed"]: note_gates.score(one.info["figures"]) for one in ranked} for ranked in found]
-    result = {"id": job.id, "input": job.input, **best[-1].info, "candidates": scores[-1]}
-    if len(found) > 1:
-        stems = [{**one.info, "candidates": each} for one, each in zip(best, scores, strict=True)]
-        result |= {"stem": job.stem, "instruction": job.instruction, "stems": stems}
-    result |= {"players": players, "job": dataclasses.asdict(job)}
-    result["seconds"] = {**result["seconds"], "all": time.perf_counter() - began}
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    return result
+            write(place, other.mix, other.alone, f"_{stem}" if len(found) > 1 else "")
+    before = original.content if original else None
+    versions = {"original": before, "without_stem": context.content, "mix": mix, "stem": alone}
+    players = listening.render(folder, versions)
+    (folder / _PICTURE).write_bytes(listening.picture(folder, mix, parts, players))
+    return found, players
+
+
+def write(folder: Path, mix: bytes, stem: bytes, suffix: str = "") -> None:
+    """Writes stem and mix."""
+    (folder / f"mix{suffix}.mid").write_bytes(mix)
+    (folder / f"stem{suffix}.mid").write_bytes(stem)
 
 
 def page_figures(measured: Mapping[str, Any]) -> dict[str, Any]:

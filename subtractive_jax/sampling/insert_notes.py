@@ -98,6 +98,8 @@ def draw_notes(
         it, and the new part is drawn to continue it.
     """
     roll, began = model.roll, time.perf_counter()
+    if settings.method == "sdedit":
+        raise UserError('method "sdedit" is for models of audio')
     if settings.stem_gain_db:
         raise UserError("stem_gain_db is for models of audio: notes have velocities")
     sampler, _ = sampler_for(model, instruction, stem, settings)
@@ -161,8 +163,11 @@ def _place(score: Score, start: float, end: float | None) -> tuple[int, int]:
         raise UserError(
             f"start {start} and end {end}: 0 <= start < end must hold within the song's {length:.2f} seconds"
         )
-    first = bisect.bisect_left(range(score.end), start, key=score.seconds)
-    last = score.end if end is None else bisect.bisect_left(range(score.end), end, key=score.seconds)
+
+    def tick(seconds: float) -> int:
+        return bisect.bisect_left(range(score.end), seconds, key=lambda tick: float(score.seconds(tick)))
+
+    first, last = tick(start), score.end if end is None else tick(end)
     if first >= last:
         raise UserError(f"start {start} and end {end}: not one tick lies between them")
     return first, last

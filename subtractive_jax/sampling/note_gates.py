@@ -54,6 +54,6 @@ def _or_none(value: float) -> float | None:
 
 
 def score(figures: dict[str, Any]) -> float:
-    """What candidates are ranked by, larger is better: the mean of harmony and groove; flagged ones below all others."""
+    """What candidates are ranked by, larger is better: the mean of harmony and groove; flagged ones come last."""
     agreements = [value for name in ("harmony", "groove") if (value := figures[name]) is not None]
     return sum(agreements) / max(len(agreements), 1) - len(figures["flags"])

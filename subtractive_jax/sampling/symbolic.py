@@ -20,8 +20,18 @@ def half_bars(bars: np.ndarray) -> np.ndarray:
 
 def chroma(notes: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Ticks that each pitch class sounds between two edges, C first; notes at once all count: `[spans, 12]`."""
-    shared = np.minimum(notes["end"][:, None], edges[1:]) - np.maximum(notes["start"][:, None], edges[:-1])
-    return np.maximum(shared, 0.0).T @ np.eye(12)[notes["pitch"] % 12]
+    return np.stack([_sounding(notes[notes["pitch"] % 12 == index], edges) for index in range(12)], axis=1)
+
+
+def _sounding(notes: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Ticks that notes sound between two edges `[spans]`: up to an edge, all that began less all that ended."""
+
+    def up_to(ticks: np.ndarray) -> np.ndarray:
+        ticks = np.sort(ticks)
+        before = np.searchsorted(ticks, edges)
+        return before * edges - np.append(0.0, np.cumsum(ticks, dtype=np.float64))[before]
+
+    return np.maximum(np.diff(up_to(notes["start"]) - up_to(notes["end"])), 0.0)
 
 
 def in_harmony(part: np.ndarray, context: np.ndarray, edges: np.ndarray) -> float:

@@ -76,7 +76,7 @@ class LatentSource:
         return [part for part in found if part.any()] or found
 
     def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
-        """`target`, `context` [B, F, T, 2C or their own], `text_states` [B, L, D], float16; `text_mask` [B, L]; `stem` [B]."""
+        """`target`, `context` [B, F, T, channels], `text_states` [B, L, D] float16; `text_mask` [B, L]; `stem` [B]."""
         if self._examples:
             chosen = [self._examples[i] for i in examples]
         else:
@@ -297,11 +297,12 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
     if config.target not in TARGETS:
         raise unknown_name("target", config.target, TARGETS)
     part = "denoiser" if config.stage == "subtractive" else "base_denoiser"
-    network = parts.network(part, config)
+    network, about, roll = parts.network(part, config), parts.latents(config), piano_roll(config)
 
     def init_params(key: jax.Array, start: Params) -> Params:
         if not start:
-            return {part: network.init(key)}
+            fresh = network.init(key)
+            return {part: fresh if roll is None else unet.pass_through(fresh, about.shape[-1])}
         (pretrained,) = start.values()
         shapes = network.shapes()
         tokens = jax.tree.map(
@@ -310,7 +311,6 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
         )
         return {part: tokens | unet.widen_input(pretrained, shapes["conv_in"]["kernel"].shape[2])}
 
-    about = parts.latents(config)
     text = config.max_text_tokens, config.denoiser.condition_dim or config.denoiser.cross_attention_dim
     example = dict(
         target=jax.ShapeDtypeStruct(about.stored, np.float16),
