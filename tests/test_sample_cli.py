@@ -17,6 +17,7 @@ from subtractive_jax import parts, records
 from subtractive_jax.representation.audio import read_audio, write_audio
 from subtractive_jax.training import text_stage
 from tests import synthetic
+from tests.midi import write_midi
 
 RATE = 16_000
 
@@ -54,6 +55,7 @@ def place(tmp_path_factory):
     audio = np.round(random.uniform(-0.2, 0.2, 2 * RATE + 7) * 2**15) / 2**15
     write_audio(place / "song.wav", audio.astype(np.float32), RATE)
     (place / "noise.wav").write_bytes(b"not audio")
+    (place / "noise.mid").write_bytes(b"not notes")
     (place / "nothing.wav").write_bytes(b"")
     soundfile.write(place / "no samples.wav", np.zeros(0, np.float32), RATE)
     soundfile.write(place / "nan.wav", np.array([0.1, np.nan, 0.2], np.float32), RATE, subtype="FLOAT")
@@ -227,12 +229,16 @@ def odd_jobs(place, sample):
         noise = random.uniform(-0.2, 0.2, (channels, int(seconds * rate)))
         write_audio(place / f"{name}.wav", (np.round(noise * 2**15) / 2**15).astype(np.float32), rate)
     write_audio(place / "silence.wav", np.zeros((1, RATE), np.float32), RATE)
+    tracks = {"kit": [(beat, 36) for beat in range(8)], "bass": [(beat, 40) for beat in range(4, 8)]}
+    write_midi(place / "song.mid", tracks, {"kit": 9, "bass": 0})
     text = {"instruction": "Add rock drums"}
     lines = [
         *({"id": name, "input": f"{name}.wav", **text} for name in ("telephone", "studio", "short", "silence")),
         {"id": "mp3", "input": "song.wav", **text, "format": "mp3"},
         {"id": "turn", "input": "song.wav", "stem": "bass,drums", "instruction": "Add jazzy drums | Add rock drums"},
         {"id": "demucs", "input": "song.wav", **text, "remove": True, "separator": "demucs_unittest"},
+        {"id": "notes", "input": "song.mid", **text, "remove": True},
+        {"id": "all notes", "input": "song.mid", **text},
     ]
     (place / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["--model=model", "--jobs=odd.jsonl", "--output=odd", "--steps=2", "--num_candidates=2"]
@@ -259,17 +265,17 @@ def odd_jobs(place, sample):
 
 def test_a_killed_run_goes_on(odd_jobs, sample):
     folder, arguments, result = odd_jobs
-    names = ["telephone", "studio", "short", "silence", "mp3", "turn", "demucs"]
+    names = ["telephone", "studio", "short", "silence", "mp3", "turn", "demucs", "notes", "all notes"]
     assert [line["id"] for line in _summary(folder)] == names
     assert {path.name for path in folder.iterdir()} == {
         *names,
         "summary.jsonl",
         "index.html",
     }
-    assert "7 done" in result.stdout and "0 failed" in result.stdout
+    assert "9 done" in result.stdout and "0 failed" in result.stdout
     seeds = [line["result"]["job"]["seed"] for line in _summary(folder)]
-    assert len(set(seeds)) == 7  # each its own
-    _refused(sample(*arguments, "--steps=3"), "7 of 7 jobs failed")
+    assert len(set(seeds)) == 9  # each its own
+    _refused(sample(*arguments, "--steps=3"), "9 of 9 jobs failed")
     assert all("steps was 2, now 3" in line["error"] for line in _summary(folder))
     assert sample(*arguments).returncode == 0
 
@@ -308,6 +314,16 @@ def test_demucs_takes_the_stem_out(odd_jobs, place):
     assert {path.name for path in (odd_jobs[0] / "demucs").iterdir() if path.name.startswith(".")} == set()
 
 
+def test_notes_are_rendered_without_the_stem(odd_jobs):
+    found = {path.stem: read_audio(path)[0] for path in (odd_jobs[0] / "notes").glob("*.wav")}
+    begins = int(1.9 * 44_100)  # the bass has its first note at 2 s
+    assert np.abs(found["without_stem"][:, :begins]).max() < 1e-4 < np.abs(found["without_stem"]).max()
+    assert np.abs(found["original"][:, :begins]).max() > 1e-2  # the kit
+    np.testing.assert_array_equal(found["mix"] - found["stem"], found["without_stem"])
+    whole = read_audio(odd_jobs[0] / "all notes" / "without_stem.wav")[0]
+    np.testing.assert_array_equal(whole, found["original"])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -316,6 +332,8 @@ def test_demucs_takes_the_stem_out(odd_jobs, place):
         (("--model=modle", "--input=song.wav", "--instruction=Add drums"), ("modle",)),
         (("--model=model", "--jobs=gone.jsonl"), ("gone.jsonl",)),
         (("--model=model", "--input=nan.wav", "--instruction=Add drums"), ("nan.wav", "NaN")),
+        (("--model=model", "--input=noise.mid", "--instruction=Add drums"), ("noise.mid", "not readable as MIDI")),
+        (("--model=model", "--input=gone.mid", "--instruction=Add drums"), ("gone.mid", "no such file")),
     ],
 )
 def test_bad_commands_write_nothing(sample, place, arguments, words):

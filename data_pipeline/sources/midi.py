@@ -133,6 +133,15 @@ def read(path: str) -> mido.MidiFile:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UserError(f"a MIDI file of more than {MAX_BYTES >> 20} MB")
+    return parse(content)
+
+
+def parse(content: bytes) -> mido.MidiFile:
+    """A MIDI file's content.
+
+    Raises:
+      UserError: it is damaged, or of a type without a common time.
+    """
     if _ENDLESS_NUMBER.search(content):
         raise UserError("not readable as MIDI (a number of a thousand bytes)")
     try:

@@ -340,6 +340,28 @@ def condition_adapter(config: Any) -> Network:
     return Network(lambda rngs: _ConditionAdapter(*widths, jnp.float32, rngs))
 
 
+def pass_through(params: Params, channels: int) -> Params:
+    """A fresh denoiser's parameters with a path on which its first input channels reach the output.
+
+    The identity is added to `conv_in`, to the shortcut of the last resnet, which reads what `conv_in` gives, and to
+    `conv_out`. Sparse data need it: where a cell is known by little but itself, a denoiser without such a path writes
+    zeros for a long time.
+    """
+    last_block = max(params["up_blocks"], key=int)
+    last = max(params["up_blocks"][last_block]["resnets"], key=int)
+    names = ("conv_in",), ("up_blocks", last_block, "resnets", last, "conv_shortcut"), ("conv_out",)
+    width = params["conv_in"]["kernel"].shape[-1]
+    through = jnp.eye(channels, width), jnp.eye(width), jnp.eye(width, channels)
+    params = jax.tree.map(lambda leaf: leaf, params)
+    for name, identity in zip(names, through, strict=True):
+        layer = functools.reduce(lambda tree, key: tree[key], name, params)
+        kernel = layer["kernel"]
+        middle, inputs = kernel.shape[0] // 2, kernel.shape[2]
+        first = 0 if name == ("conv_in",) else inputs - len(identity)  # the skip comes last
+        layer["kernel"] = kernel.at[middle, middle, first : first + len(identity)].add(identity)
+    return params
+
+
 def widen_input(params: Params, in_channels: int) -> Params:
     """A denoiser's parameters with more input channels, which it ignores until trained (InstructPix2Pix, section 3.2).
 

@@ -82,6 +82,11 @@ class PianoRoll:
     def context_channels(self) -> int:
         return self.channels + len(self.parts) + 1
 
+    def channels_of(self, part: str) -> slice:
+        """Those of one part."""
+        count = len(FIELDS) * _CLASSES
+        return slice(self.parts.index(part) * count, (self.parts.index(part) + 1) * count)
+
     def ticks(self, steps: int, ticks_per_beat: int) -> int:
         """How many ticks these steps last, rounded."""
         return (2 * steps * ticks_per_beat + self.steps_per_beat) // (2 * self.steps_per_beat)

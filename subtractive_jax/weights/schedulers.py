@@ -12,7 +12,7 @@ FILE = "scheduler/scheduler_config.json"
 _CLASSES = {"ddim": "DDIMScheduler", "pndm": "PNDMScheduler", "dpmsolver++": "DPMSolverMultistepScheduler"}
 _KNOWN = {
     "beta_schedule": schedule.BETA_SCHEDULES,
-    "prediction_type": ("epsilon", "v_prediction"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": solvers.SPACINGS,
 }
 # What the published classes do where a file says nothing.
