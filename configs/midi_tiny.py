@@ -32,6 +32,22 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
                 octaves=8,
             )
         )
+        config.data = ConfigDict(
+            dict(
+                stems=("drums", "bass", "guitar", "keys"),  # what the model learns to put back
+                window_hop_bars=4,  # distance between the starts of training windows
+                min_onsets=4,  # of a stem, and of its context, in a window
+                instructions_per_window=4,
+                validation_fraction=0.12,  # of the groups
+                test_fraction=0.12,  # of the groups
+                songs_per_shard=64,
+                augmentation=dict(  # of the training split
+                    copies=1,  # of every song
+                    pitch_semitones=6,  # transposed by at most; drums stay
+                    seed=0,
+                ),
+            )
+        )
         config.autoencoder = None
         config.vocoder = None
         config.denoiser.update(dict(block_out_channels=(48, 80, 128)))

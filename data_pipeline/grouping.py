@@ -14,7 +14,7 @@ from subtractive_jax.representation.notes import (
     stem_of_track,
 )
 
-_PIECES = {  # General MIDI percussion keys
+PIECES = {  # General MIDI percussion keys
     **dict.fromkeys((35, 36), "kick"),
     **dict.fromkeys((38, 40), "snare"),
     **dict.fromkeys((41, 43, 45, 47, 48, 50), "tom"),
@@ -128,11 +128,11 @@ def describe(stem_parts: list[Part], seconds: float) -> dict[str, object]:
     notes = [note for part in stem_parts for note in part.notes()]
     onsets = {tick for tick, _ in notes}
     pieces = Counter(
-        _PIECES[message.note]
+        PIECES[message.note]
         for part in stem_parts
         if part.percussion
         for _, message in part.notes()
-        if message.note in _PIECES
+        if message.note in PIECES
     )
     tags: dict[str, object] = {
         "instruments": sorted({part.instrument for part in stem_parts}),

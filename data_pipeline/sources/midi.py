@@ -23,11 +23,10 @@ import mido
 from data_pipeline import files, grouping, render, sidecars
 from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
 from subtractive_jax.errors import UserError
-from subtractive_jax.representation.notes import STEMS
+from subtractive_jax.representation.notes import MAX_BYTES, STEMS, Score, read_score
 
 _SUFFIXES = (".mid", ".midi")
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_MAX_BYTES = 2 << 20  # a quarter of a million notes; reading them takes seconds
 _ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{1000}")  # mido reads any, in time that grows with the square of its length
 _PLAUSIBLE_TEMPO = (20.0, 400.0)  # beats a minute
 
@@ -112,11 +111,28 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
     return Recording(tuple(stems), blocks, tags | song.tags, notes=notes)
 
 
+def load_notes(song: Song) -> tuple[Score, dict[str, Any]]:
+    """The song's notes, and its tags: those of the source, and of each stem its instruments.
+
+    Raises:
+      UserError: the file is damaged, of a type without a common time, without notes, or too long.
+    """
+    ((_, path),) = song.files
+    with files.open_file(path) as file:
+        score = read_score(file.read(MAX_BYTES + 1))
+    known = song.tags.get("stems", {})
+    stems = {stem: {"instruments": list(names)} | known.get(stem, {}) for stem, names in score.instruments.items()}
+    first = min(int(part["start"][0]) for part in score.parts.values())
+    tempo = 60e6 / [tempo for tick, tempo in score.tempos if tick <= first][-1]
+    tags = {"tempo": round(tempo, 1)} if _PLAUSIBLE_TEMPO[0] <= tempo <= _PLAUSIBLE_TEMPO[1] else {}
+    return score, tags | song.tags | {"stems": stems}
+
+
 def read(path: str) -> mido.MidiFile:
     with files.open_file(path) as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"a MIDI file of more than {_MAX_BYTES >> 20} MB")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UserError(f"a MIDI file of more than {MAX_BYTES >> 20} MB")
     return parse(content)
 
 

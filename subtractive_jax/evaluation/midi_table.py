@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from subtractive_jax.evaluation.paper_table import UnavailableError
 from subtractive_jax.evaluation.table import Row
 from subtractive_jax.model import Model
 from subtractive_jax.records import Split
-from subtractive_jax.representation.notes import NOTE, Score, read_score
+from subtractive_jax.representation.notes import NOTE, Score, read_score, write
 from subtractive_jax.representation.piano_roll import PianoRoll
 from subtractive_jax.sampling import symbolic
 
@@ -80,11 +80,11 @@ CASES = tuple(dict.fromkeys(PAGE))  # bass+drums -> guitar is there twice, with 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """One example of the `windows` dataset of a piano-roll representation. Tick 0 is a bar line.
+    """One example of the `windows` dataset of a piano-roll representation.
 
     Attributes:
-      context: what is given, and nothing else.
-      stem: the real part, `NOTE` in ticks of the context.
+      context: what is given, and nothing else. Tick 0 is the window's bar line; notes from before it have lower ticks.
+      stem: the notes of the real part that begin in the window, in the same ticks.
       end: the window's, in ticks.
       genre: the tag, where there is one.
     """
@@ -119,7 +119,7 @@ def read_windows(
     """`num_windows` windows that lack `stem`, evenly spaced over the split; all of them where there are fewer.
 
     Args:
-      given: what is left of the context; windows that lack one of them are passed over. All of it if empty.
+      given: what is left of the context; windows in which one of them hardly plays are passed over. All if empty.
 
     Raises:
       UserError: the dataset is missing, damaged or of audio, or holds fewer than two such windows.
@@ -129,7 +129,7 @@ def read_windows(
     names = Split(data_dir, "windows", split, keys=("stem_name",))
     found = [index for index, example in enumerate(names) if example["stem_name"] == stem]
     if given:
-        found = [index for index in found if set(given) <= read_score(examples[index]["mix"]).parts.keys()]
+        found = [index for index in found if _plays(_bar_line_first(examples[index]["mix"]), given)]
     if len(found) < 2:
         what = f" and with {', '.join(given)}" if given else ""
         raise UserError(
@@ -146,12 +146,52 @@ def _representation(examples: Split, data_dir: str | Path) -> PianoRoll:
     return PianoRoll.from_config(representation)
 
 
+def _bar_line_first(content: bytes) -> Score:
+    """A file of the dataset, which has a beat before its bar line, with that bar line at tick 0."""
+    score = read_score(content)
+    lead_in = score.ticks_per_beat
+    parts = {}
+    for stem, notes in score.parts.items():
+        parts[stem] = notes.copy()
+        for key in ("start", "end"):
+            parts[stem][key] -= lead_in
+    tempos = {max(tick - lead_in, 0): tempo for tick, tempo in score.tempos}
+    metres = {max(tick - lead_in, 0): (upper, lower) for tick, upper, lower in score.metres}
+    return dataclasses.replace(
+        score,
+        parts=parts,
+        tempos=tuple(tempos.items()),
+        metres=tuple((tick, upper, lower) for tick, (upper, lower) in metres.items()),
+        end=score.end - lead_in,
+    )
+
+
+def _begun(notes: np.ndarray, ticks_per_beat: int) -> np.ndarray:
+    """The notes that begin at the window's first sixteenth or later."""
+    return notes[notes["start"] >= -ticks_per_beat / symbolic.STEPS_PER_BEAT / 2.0]
+
+
+def _plays(score: Score, stems: Sequence[str]) -> bool:
+    empty = np.zeros(0, NOTE)
+    return all(len(_begun(score.parts.get(stem, empty), score.ticks_per_beat)) >= FEWEST_NOTES for stem in stems)
+
+
+def _only(score: Score, stems: Collection[str]) -> Score:
+    """The score with these parts alone; its file begins at the bar line, too."""
+    kept = {stem: score.parts[stem] for stem in score.parts if stem in stems}
+    written = {stem: notes.copy() for stem, notes in kept.items()}
+    for notes in written.values():
+        notes["start"] = np.maximum(notes["start"], 0)
+    written = {stem: notes[notes["end"] > notes["start"]] for stem, notes in written.items()}
+    file = (score.ticks_per_beat, written, score.programs, score.tempos, score.metres, score.end)
+    return dataclasses.replace(score, parts=kept, content=write(*file))
+
+
 def _window(example: Mapping[str, Any], roll: PianoRoll, given: Sequence[str]) -> Window:
-    score, stem = read_score(example["mix"]), example["stem_name"]
-    left_out = score.parts.keys() - set(given) if given else {stem}
+    score, stem = _bar_line_first(example["mix"]), example["stem_name"]
     return Window(
-        context=score.without(left_out),
-        stem=score.parts[stem],
+        context=_only(score, given or score.parts.keys() - {stem}),
+        stem=_begun(score.parts[stem], score.ticks_per_beat),
         stem_name=stem,
         end=roll.ticks(roll.window_steps, score.ticks_per_beat),
         group_id=example["group_id"],
@@ -178,7 +218,7 @@ def read_known(data_dir: str | Path, stem: str) -> Known:
     roll, bars, parts = _representation(examples, data_dir), set[bytes](), set[bytes]()
     for example in tqdm(examples, desc=f"{stem} of the train split", leave=False):
         if example["stem_name"] == stem:
-            score = read_score(example["stem"])
+            score = _bar_line_first(example["stem"])
             end = roll.ticks(roll.window_steps, score.ticks_per_beat)
             place = np.append(score.bars(end), end), score.ticks_per_beat, stem == "drums"
             bars.update(symbolic.bar_patterns(score.parts[stem], *place))

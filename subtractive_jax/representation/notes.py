@@ -81,8 +81,9 @@ class Score:
 
     Attributes:
       ticks_per_beat: of a quarter note.
-      parts: notes by stem, `NOTE` sorted by start and pitch. Drums that have a program instead of channel 10 are
-        given as keys of a drum kit.
+      parts: notes by stem, `NOTE` sorted by start and pitch. A pitch sounds once at a time: of instruments that play
+        it together the longest note stays, and a note ends where the next begins. Drums that have a program instead of
+        channel 10 are given as keys of a drum kit.
       programs: by stem, the General MIDI program of most of its notes; of drums the kit.
       instruments: by stem, what plays it, sorted.
       tempos: (tick, microseconds a quarter note), the first at tick 0.
@@ -414,7 +415,7 @@ def _score(content: bytes) -> Score:
         if stem == "drums":
             keys = np.array([_KEY_OF_PROGRAM.get(program, DRUM_KEYS[-1]) for program in range(128)])
             part["pitch"] = np.where(percussion[own], part["pitch"], keys[notes.program[own]])
-        parts[stem] = part[np.lexsort((part["pitch"], part["start"]))]
+        parts[stem] = _one_at_a_time(part)
         programs[stem] = int(np.bincount(notes.program[own]).argmax())
         tracks = {file.names[track] for track in np.unique(events.track[notes.event[own]]).tolist()}
         if all(map(stem_of_track, tracks)):
@@ -431,6 +432,16 @@ def _score(content: bytes) -> Score:
         remarks.append(f"impossible tempos or metres: {passed_over}; passed over")
     end = max(last_tick, int(ends.max(initial=0)))
     return Score(file.ticks_per_beat, parts, programs, instruments, tempos, metres, end, content, tuple(remarks))
+
+
+def _one_at_a_time(part: np.ndarray) -> np.ndarray:
+    """Sorted notes, one of a pitch at a time: of those that begin together the longest, until the next begins."""
+    part = part[np.lexsort((part["velocity"], part["end"], part["start"], part["pitch"]))]
+    same_pitch = part["pitch"][1:] == part["pitch"][:-1]
+    part = part[np.append(~same_pitch | (part["start"][1:] > part["start"][:-1]), True)]
+    same_pitch = part["pitch"][1:] == part["pitch"][:-1]
+    part["end"][:-1] = np.where(same_pitch, np.minimum(part["end"][:-1], part["start"][1:]), part["end"][:-1])
+    return part[np.lexsort((part["pitch"], part["start"]))]
 
 
 def _maps(file: _File) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int, int], ...], int]:

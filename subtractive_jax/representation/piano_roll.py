@@ -112,7 +112,8 @@ class PianoRoll:
     def encode(self, score: Score, first_tick: int, steps: int) -> np.ndarray:
         """The roll `[F, steps, C]` float32 of the stretch that begins at `first_tick`.
 
-        Of several onsets of a pitch in one cell the first stays; a note ends where the next of its pitch begins.
+        Several notes of a pitch in one cell become one, from the first's onset to the last's end; a note ends where the
+        next of its pitch begins.
         """
         roll = np.zeros((self.octaves, steps, len(self.parts), len(FIELDS), _CLASSES), np.float32)
         for index, part in enumerate(self.parts):
@@ -128,12 +129,12 @@ class PianoRoll:
         end = cell + 1 if part == "drums" else np.maximum(end, cell + 1)
         near = np.flatnonzero((cell < steps) & (end > 0))
         place = self._places(part, notes["pitch"][near])
-        # By place and time, the first of every cell.
         order = np.lexsort((notes["start"][near], place))
         near, place = near[order], place[order]
         cell, end = cell[near], end[near]
-        repeated = np.concatenate([[False], (place[1:] == place[:-1]) & (cell[1:] == cell[:-1])])[: len(near)]
-        near, place, cell, end = (x[~repeated] for x in (near, place, cell, end))
+        again = (place[1:] == place[:-1]) & (cell[1:] == cell[:-1])
+        first, last = np.append(True, ~again)[: len(near)], np.append(~again, True)[: len(near)]
+        near, place, cell, end = near[first], place[first], cell[first], end[last]
         following = np.append(np.where(place[1:] == place[:-1], cell[1:], steps), steps)[: len(near)]
         end = np.minimum(np.minimum(end, following), steps)
         row, pitch_class = np.divmod(place, _CLASSES)
@@ -143,10 +144,10 @@ class PianoRoll:
         roll[onsets[0], onsets[1], _VELOCITY, onsets[2]] = notes["velocity"][near[begun]] / np.float32(127.0)
         exact = start[near[begun]] * (self.steps_per_beat / ticks_per_beat)
         roll[onsets[0], onsets[1], _OFFSET, onsets[2]] = exact - cell[begun]
-        first = np.maximum(cell, 0)
-        lengths = np.maximum(end - first, 0)
+        begin = np.maximum(cell, 0)
+        lengths = np.maximum(end - begin, 0)
         note = np.repeat(np.arange(len(near)), lengths)
-        sounding = np.arange(lengths.sum()) - (np.cumsum(lengths) - lengths)[note] + first[note]
+        sounding = np.arange(lengths.sum()) - (np.cumsum(lengths) - lengths)[note] + begin[note]
         roll[row[note], sounding, _SUSTAIN, pitch_class[note]] = 1.0
 
     def decode(self, roll: np.ndarray, part: str, ticks_per_beat: int, first_tick: int = 0) -> np.ndarray:
