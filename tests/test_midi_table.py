@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from launch import evaluate_notes
 from subtractive_jax.errors import UserError
 from subtractive_jax.evaluation import control, midi_control, midi_table, table
-from subtractive_jax.evaluation.midi_table import OTHER, OURS, PAGE, REAL, RULE
+from subtractive_jax.evaluation.midi_table import CASES, OTHER, OURS, PAGE, REAL, RULE
 from subtractive_jax.evaluation.paper_table import UnavailableError
 from subtractive_jax.representation.notes import NOTE, read_score
 from subtractive_jax.representation.piano_roll import PianoRoll
@@ -151,39 +152,45 @@ def test_groups_are_drawn_whole():
     assert together.high - together.low > 3 * (apart.high - apart.low)
 
 
-class Roots:
-    """Plays the lowest note of the first beat, whatever the part, once a beat; in every other window, nothing."""
-
-    def insert_notes(self, score, text, stem, seed, steps):
-        assert stem not in score.parts and text.startswith(("Add", "Put in"))
-        notes = np.zeros(16 * (seed % 2), NOTE)
-        notes["start"] = np.arange(len(notes)) * BEAT
-        notes["end"] = notes["start"] + BEAT
-        notes["pitch"], notes["velocity"] = min(part["pitch"][0] for part in score.parts.values()), 80
-        return SimpleNamespace(notes=notes)
+def evaluate(*arguments):
+    command = [sys.executable, "-m", "launch.evaluate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_a_model_is_measured_and_shown(data_dir, tmp_path):
-    stems = {case.stem for case in PAGE}
-    known = {stem: midi_table.read_known(data_dir, stem) for stem in stems}
-    cases = evaluate_notes.measure(Roots(), str(data_dir), "test", 2, known, steps=1)
-    assert len(PAGE) == 6 and cases.keys() == set(PAGE)
-    rows = evaluate_notes.rows(cases)
+    model, output = worlds.notes_model(tmp_path / "model"), tmp_path / "out"
+    done = evaluate(
+        "--midi_table",
+        f"--model={model}",
+        f"--data_dir={data_dir}",
+        f"--output={output}",
+        "--num_windows=2",
+        "--steps=1",
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((output / "table.json").read_text())
+    rows = {row["name"]: row for row in document["rows"]}
     names = [REAL, OTHER, RULE, OURS, f"ours minus {OTHER}", "ours minus rule"]
-    assert [row.name for row in rows[:6]] == [f"bass+drums -> guitar: {name}" for name in names]
-    assert all(np.isfinite(estimate.value) for row in rows for estimate in row.figures.values())
-    json.dumps([row.as_json() for row in rows])
-    assert rows[3].figures["empty"].value == 0.5 and rows[3].figures["groove"].count == 1
-    assert "drums -> guitar\n\n" in evaluate_notes.to_text(cases)
+    assert list(rows) == [f"{case}: {name}" for case in CASES for name in names]
+    assert len(PAGE) == 6 and set(PAGE) == set(CASES)
+    assert {row["count"] for row in rows.values()} == {2}
+    assert all(value["low"] <= value["high"] for row in rows.values() for value in row.values() if type(value) is dict)
+    assert rows["guitar -> bass: rule"]["in_harmony"]["value"] == 1.0
+    assert "in_harmony" not in rows["drums -> guitar: ours"] and "in_harmony" in document["definitions"]
+    assert "drums -> guitar\n\n" in done.stdout and "real chroma" in done.stdout
+    assert (output / "table.csv").read_text().count("\n") == 1 + len(rows)
 
-    place = tmp_path / "page"
-    place.mkdir()
-    evaluate_notes.write_page(place, "Parts in notes", cases, known)
-    text = (place / "index.html").read_text()
+    text = (output / "index.html").read_text()
     assert text.count("<article") == 6 == text.count('class="roll"') and "<h2>MIDI</h2>" in text
     for number in range(1, 7):
-        sounds = {path.name for path in (place / f"case_{number}").iterdir()}
+        sounds = {path.name for path in (output / f"case_{number}").iterdir()}
         assert sounds == {f"{name}.wav" for name in ("original", "without_stem", "mix", "stem", "rule")}
+
+
+def test_models_of_audio_and_of_notes_have_a_table_each(data_dir, tmp_path):
+    done = evaluate("--midi_table", "--model=tiny", f"--data_dir={data_dir}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 2 and "--paper_table for a model of audio" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 class Obedient:
