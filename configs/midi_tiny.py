@@ -57,10 +57,10 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.denoiser.up_block_types = ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
         config.schedule.update(dict(prediction_type="sample", rescale_betas_zero_snr=True))
         config.latent_shift = (0.0,)
-        config.latent_scale = (2.5,)  # an onset is as strong as the noise where abar is 0.14
-        config.context_scale = (1.0,)
+        config.latent_scale = (4.0,)  # of what is 1 in a roll, against noise of 1
+        config.context_scale = (4.0,)
         config.dropout.parts = 0.35  # of each part of a context, so that every set of parts is played to
-        config.train.update(dict(batch_size=16, learning_rate=1e-3, warmup_steps=100, ema_decay=0.998))
+        config.train.update(dict(batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998))
         config.sampling.update(dict(steps=12, text_guidance=2.0, context_guidance=1.5))
         if stage == "base":
             config.train.steps = 600

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from launch import listening
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation import notes as midi

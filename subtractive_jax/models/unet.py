@@ -45,6 +45,7 @@ _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _TRANSFORMER_NORM_EPSILON = 1e-6
 _MAX_PERIOD = 10_000
 _STEM_EMBEDDING_STD = 0.02
+_STEEPNESS, _THRESHOLD = 2.0, 2.5  # of `soft_threshold`, in standard deviations of the noise
 
 
 def timestep_embedding(timestep: jax.Array, features: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
@@ -340,25 +341,28 @@ def condition_adapter(config: Any) -> Network:
     return Network(lambda rngs: _ConditionAdapter(*widths, jnp.float32, rngs))
 
 
-def pass_through(params: Params, channels: int) -> Params:
-    """A fresh denoiser's parameters with a path on which its first input channels reach the output.
+def soft_threshold(params: Params, channels: int, height: float) -> Params:
+    """A fresh denoiser's parameters, changed so that it begins as a soft threshold of its first input channels.
 
-    The identity is added to `conv_in`, to the shortcut of the last resnet, which reads what `conv_in` gives, and to
-    `conv_out`. Sparse data need it: where a cell is known by little but itself, a denoiser without such a path writes
-    zeros for a long time.
+    For data that are zero in nearly all cells and `height` in the others: the best guess is zero until a cell stands
+    out of the noise. From LeCun's initial values a denoiser writes zeros for a thousand steps before it finds that out;
+    from here, what the last resnet adds is how likely each cell is, which is all that is left to learn.
+
+    Args:
+      channels: noisy channels, the first that `conv_in` reads.
     """
-    last_block = max(params["up_blocks"], key=int)
-    last = max(params["up_blocks"][last_block]["resnets"], key=int)
-    names = ("conv_in",), ("up_blocks", last_block, "resnets", last, "conv_shortcut"), ("conv_out",)
-    width = params["conv_in"]["kernel"].shape[-1]
-    through = jnp.eye(channels, width), jnp.eye(width), jnp.eye(width, channels)
-    params = jax.tree.map(lambda leaf: leaf, params)
-    for name, identity in zip(names, through, strict=True):
-        layer = functools.reduce(lambda tree, key: tree[key], name, params)
-        kernel = layer["kernel"]
-        middle, inputs = kernel.shape[0] // 2, kernel.shape[2]
-        first = 0 if name == ("conv_in",) else inputs - len(identity)  # the skip comes last
-        layer["kernel"] = kernel.at[middle, middle, first : first + len(identity)].add(identity)
+    params = jax.tree.map(lambda leaf: leaf, params)  # new dicts
+    block = params["up_blocks"][max(params["up_blocks"], key=int)]["resnets"]
+    last, width = block[max(block, key=int)], params["conv_in"]["kernel"].shape[-1]
+    conv_in, shortcut = params["conv_in"]["kernel"], last["conv_shortcut"]["kernel"]
+    params["conv_in"]["kernel"] = conv_in.at[1, 1, :channels].add(jnp.eye(channels, width))
+    # The last skip is what conv_in gives, and comes after what the resnets give.
+    last["conv_shortcut"]["kernel"] = jnp.zeros_like(shortcut).at[0, 0, -width:].set(jnp.eye(width))
+    last["conv2"]["kernel"] = jnp.zeros_like(last["conv2"]["kernel"])
+    params["conv_norm_out"]["scale"] = jnp.full(width, _STEEPNESS)
+    params["conv_norm_out"]["bias"] = jnp.full(width, -_THRESHOLD * _STEEPNESS)
+    through = jnp.zeros_like(params["conv_out"]["kernel"]).at[1, 1].set(jnp.eye(width, channels))
+    params["conv_out"]["kernel"] = through * height / (_STEEPNESS * _THRESHOLD)  # twice the threshold becomes height
     return params
 
 

@@ -302,7 +302,9 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
     def init_params(key: jax.Array, start: Params) -> Params:
         if not start:
             fresh = network.init(key)
-            return {part: fresh if roll is None else unet.pass_through(fresh, about.shape[-1])}
+            if roll is not None:
+                fresh = unet.soft_threshold(fresh, about.shape[-1], float(np.mean(config.latent_scale)))
+            return {part: fresh}
         (pretrained,) = start.values()
         shapes = network.shapes()
         tokens = jax.tree.map(
