@@ -1,17 +1,13 @@
 """MIDI to hear and to see on the listening page."""
 
-import contextlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from subtractive_jax.errors import UserError
 from subtractive_jax.page import pictures
-from subtractive_jax.representation.audio import audio_writer
 from subtractive_jax.representation.notes import read_score
 
 LABELS = {  # of a song's versions, in the page's order
@@ -21,7 +17,6 @@ LABELS = {  # of a song's versions, in the page's order
     "stem": "New stem alone",
 }
 _SAMPLE_RATE = 44_100  # Hz
-_GAIN = np.float32(3.0)  # of 25 songs as datasets have them the loudest peaked at 0.24
 
 
 def render(
@@ -39,7 +34,9 @@ def render(
     """
     named = {name: content for name in labels if (content := versions.get(name))}
     try:
-        _render({folder / f"{name}.wav": content for name, content in named.items()})
+        from data_pipeline.sources import midi
+
+        midi.render_versions({folder / f"{name}.wav": content for name, content in named.items()}, _SAMPLE_RATE)
     except ImportError:
         print("no players on the page: MIDI is rendered by the extra `pipeline`, not installed", file=sys.stderr)
         return []
@@ -47,32 +44,6 @@ def render(
         print(f"no players on the page: {error}", file=sys.stderr)
         return []
     return [(labels[name], f"{name}.wav") for name in named]
-
-
-def _render(versions: Mapping[Path, bytes]) -> None:
-    """MIDI files to audio files."""
-    from data_pipeline import grouping, render
-    from data_pipeline.sources import midi
-
-    songs = [midi.parse(content) for content in versions.values()]
-    distinct: list[list[grouping.Part]] = []  # a stem's parts
-    plays = np.zeros((len(songs), sum(len(grouping.parts(song)) for song in songs)), np.float32)
-    for row, song in zip(plays, songs, strict=True):
-        by_stem: dict[str, list[grouping.Part]] = {}
-        for part in grouping.parts(song):
-            by_stem.setdefault(part.stem, []).append(part)
-        for parts in by_stem.values():
-            if parts not in distinct:
-                distinct.append(parts)
-            row[distinct.index(parts)] = 1.0
-    clock = max(map(render.Clock, songs), key=lambda clock: clock.end)
-    stems = {str(index): parts for index, parts in enumerate(distinct)}
-    blocks = render.render(stems, clock, _SAMPLE_RATE, "", render.renderer())
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(audio_writer(path, 1, _SAMPLE_RATE)) for path in versions]
-        for block in tqdm(blocks, desc="rendering", unit="block", disable=None, leave=False):
-            for write, line in zip(writers, _GAIN * plays[:, : len(distinct)] @ block, strict=True):
-                write(line[None])
 
 
 def picture(folder: Path, content: bytes, new: Collection[str], players: Sequence[tuple[str, str]]) -> bytes:
