@@ -54,6 +54,12 @@ def variation(
     return Variation(_rng("pitch", *window).uniform(-pitch_semitones, pitch_semitones), gains_db)
 
 
+def transposition(song_id: str, start_seconds: float, copy: int, seed: int, pitch_semitones: float) -> int:
+    """Draws by how many whole semitones a window's notes are moved: within `±pitch_semitones`, and not by 0."""
+    steps = [step for step in range(-int(pitch_semitones), int(pitch_semitones) + 1) if step]
+    return int(_rng("pitch", song_id, float(start_seconds), copy, seed).choice(steps)) if steps else 0
+
+
 def vary(stems: Mapping[str, np.ndarray], variation: Variation, sample_rate: int) -> dict[str, np.ndarray]:
     """Stems, float32 `[samples]`, at other pitches and levels; lengths stay."""
     return {

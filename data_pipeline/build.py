@@ -3,6 +3,7 @@
   python -m data_pipeline.build --config=configs/tiny.py --data_dir=DIR                    # shipped songs, windows only
   python -m data_pipeline.build --config=configs/tiny.py --data_dir=DIR --encoders=MODEL   # both datasets
   python -m data_pipeline.build ... --source=midi:FOLDER --source=songs:FOLDER             # other songs
+  python -m data_pipeline.build --config=configs/midi_tiny.py --data_dir=DIR ...           # of notes, from MIDI
 
 `latents` is made from the `windows` in the same folder: where these exist, nothing is rendered or separated again.
 Paths may be on any file system that Beam knows (`gs://`, `s3://`). On more than one machine: data_pipeline/ENGINES.md.
@@ -22,7 +23,9 @@ _SOURCE = flags.DEFINE_multi_string(
     "source", [], "KIND:PATH of songs, stems, musdb18hq, moisesdb, slakh2100 or midi; the shipped songs if not given."
 )
 _UNTIL = flags.DEFINE_enum("until", None, ("windows", "latents"), "Last dataset; latents if --encoders is given.")
-_ENCODERS = flags.DEFINE_string("encoders", None, "Model whose autoencoder and text encoder make latents.")
+_ENCODERS = flags.DEFINE_string(
+    "encoders", None, "Model whose autoencoder and text encoder make latents; of notes the text encoder alone."
+)
 _SOUNDFONT = flags.DEFINE_multi_string(
     "soundfont", [], "SoundFont that renders MIDI, one of them each song; pretty_midi's if not given."
 )
@@ -84,7 +87,9 @@ def main() -> None:
         encoders = files.absolute(encoders)
     until = _UNTIL.value or ("latents" if encoders else "windows")
     if until == "latents" and not encoders:
-        raise UserError("--until=latents needs --encoders=MODEL, a model with an autoencoder and a text encoder")
+        raise UserError(
+            "--until=latents needs --encoders=MODEL, a model with a text encoder and, for audio, an autoencoder"
+        )
     if until == "latents" and encoders:
         pipeline.check_encoders(_CONFIG.value, encoders)  # rather than after the windows are made
     if until == "windows" or not dataset.is_complete(data_dir, "windows"):

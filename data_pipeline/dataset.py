@@ -5,7 +5,7 @@ import json
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from subtractive_jax.errors import UserError
 _LAST = "metadata.json"  # a dataset is there when this is
 
 
-def features(name: str, shapes: Mapping[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
-    """The TFDS features of `windows` or `latents`; `shapes` fixes those of tensors."""
+def features(
+    name: str, shapes: Mapping[str, tuple[int | None, ...]], zlib: Container[str] = ()
+) -> tfds.features.FeaturesDict:
+    """The TFDS features of `windows` or `latents`; `shapes` are those of tensors, `zlib` names the compressed ones."""
 
     def feature(key: str, spec: records.Feature) -> Any:
         match spec.kind:
@@ -34,7 +36,8 @@ def features(name: str, shapes: Mapping[str, tuple[int | None, ...]]) -> tfds.fe
             case "scalar":
                 return tfds.features.Scalar(spec.dtype)
             case _:
-                return tfds.features.Tensor(shape=shapes[key], dtype=spec.dtype, encoding="bytes")
+                encoding = "zlib" if key in zlib else "bytes"
+                return tfds.features.Tensor(shape=shapes[key], dtype=spec.dtype, encoding=encoding)
 
     return tfds.features.FeaturesDict({key: feature(key, spec) for key, spec in records.SCHEMAS[name].items()})
 

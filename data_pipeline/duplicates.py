@@ -22,10 +22,11 @@ import scipy.fft
 from apache_beam.pvalue import TaggedOutput
 from scipy.ndimage import maximum_filter
 
-from data_pipeline import decode, files, grouping
+from data_pipeline import decode, files
 from data_pipeline.song import Song
 from data_pipeline.sources import midi as midi_source
 from subtractive_jax.errors import UserError
+from subtractive_jax.representation.notes import PERCUSSION_CHANNEL
 
 # Of the numbers of two signatures. Measured: different songs share up to 0.09 as audio and, unless they play the same
 # bass line throughout, up to 0.10 as notes; a song and its copy at 22 kHz, without the first seconds and as mp3 at
@@ -171,7 +172,7 @@ def _runs(midi: mido.MidiFile) -> np.ndarray:
         if len(starts) < _RUN + 2:
             continue
         top = np.maximum.reduceat(keys, starts)
-        if channel == grouping.PERCUSSION_CHANNEL:
+        if channel == PERCUSSION_CHANNEL:
             members, steps = keys % 64, np.zeros_like(top[2:])
         else:
             members, steps = (np.repeat(top, np.diff(starts, append=len(keys))) - keys) % 12, np.diff(top)[1:]

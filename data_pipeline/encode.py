@@ -12,7 +12,7 @@ from subtractive_jax import fingerprint, records
 from subtractive_jax.representation.audio import read_audio, to_mono
 
 _SIGNALS = ("mix", "context", "stem")
-_TEXT_BATCH = 8
+_TEXT_BATCH = 32
 
 
 @once
@@ -22,34 +22,37 @@ def encoders(model: str) -> "Encoders":
 
 
 class Encoders:
-    """The frozen autoencoder and text encoder of a model.
+    """The frozen text encoder of a model, and its autoencoder where windows of audio are to be encoded.
 
     Args:
       model: a model folder, a run folder or the name of a shipped model.
 
     Raises:
-      UserError: there is no such model, or it lacks one of the two.
+      UserError: there is no such model, or it lacks a text encoder.
     """
 
     def __init__(self, model: str):
         self._model = subtractive_jax.load(model)
-        self._model.params("autoencoder"), self._model.params("text_encoder")
+        self._model.params("text_encoder")
 
     @property
     def representation(self) -> dict[str, Any]:
         return self._model.config.representation.to_dict()
 
-    def metadata(self) -> dict[str, Any]:
-        """What a dataset says of its encoders, so that a trainer can check that they are its own."""
-        autoencoder = fingerprint.params_hash(self._model.params("autoencoder"))
+    def check_autoencoder(self) -> None:
+        """Raises UserError where the model has no autoencoder."""
+        self._model.params("autoencoder")
+
+    def metadata(self, representation: dict[str, Any]) -> dict[str, Any]:
+        """What a dataset says of its representation's encoders, so that a trainer can check that they are its own."""
+        is_audio = representation["name"] == "mel"
+        autoencoder = fingerprint.params_hash(self._model.params("autoencoder")) if is_audio else ""
         text_encoder = fingerprint.params_hash(self._model.params("text_encoder"))
         null_states = self.encode_texts([""])[0]
         return {
             "autoencoder_hash": autoencoder,
             "text_encoder_hash": text_encoder,
-            "config_hash": fingerprint.dataset_hash(
-                self.representation, autoencoder, text_encoder, records.SCHEMA_VERSION
-            ),
+            "config_hash": fingerprint.dataset_hash(representation, autoencoder, text_encoder, records.SCHEMA_VERSION),
             "null_text_states": null_states.astype(np.float64).tolist(),
             "text_dim": null_states.shape[1],
             "max_text_tokens": self._model.config.max_text_tokens,
@@ -57,7 +60,7 @@ class Encoders:
         }
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """`[F, T, 2C]` of one window."""
+        """`[F, T, 2C]` of one window of audio."""
         return self._model.encode_audio(np.zeros((1, self._model.mel.window_samples), np.float32)).shape[1:]
 
     def encode_texts(self, texts: list[str], known: dict[str, np.ndarray] | None = None) -> list[np.ndarray]:
@@ -71,10 +74,10 @@ class Encoders:
         """
         known = {} if known is None else known
         fresh = list(dict.fromkeys(text for text in texts if text not in known))
-        if fresh:
-            padding = [""] * (-len(fresh) % _TEXT_BATCH)  # few shapes to compile for
-            states, mask = self._model.encode_text(fresh + padding)
-            known |= {text: s[m].astype(np.float16) for text, s, m in zip(fresh, states, mask, strict=False)}
+        for start in range(0, len(fresh), _TEXT_BATCH):
+            batch = fresh[start : start + _TEXT_BATCH]
+            states, mask = self._model.encode_text(batch + [""] * (_TEXT_BATCH - len(batch)))  # one shape to compile
+            known |= {text: s[m].astype(np.float16) for text, s, m in zip(batch, states, mask, strict=False)}
         return [known[text] for text in texts]
 
     def reads(self, text: str) -> bool:

@@ -7,22 +7,14 @@ from collections.abc import Iterable
 import mido
 
 from subtractive_jax.errors import unknown_name
-
-STEMS = ("drums", "bass", "guitar", "keys", "vocals", "other")
-PERCUSSION_CHANNEL = 9
-
-_PROGRAMS = (  # General MIDI programs, counted from 0: (first, last, stem); all others are "other"
-    (0, 23, "keys"),  # pianos, mallets, organs, accordions
-    (24, 31, "guitar"),
-    (32, 39, "bass"),
-    (105, 105, "guitar"),  # banjo
-    (115, 119, "drums"),  # woodblock, taiko, toms, synth drum, reverse cymbal
+from subtractive_jax.representation.notes import (
+    PERCUSSION_CHANNEL,
+    instrument_of_program,
+    stem_of_program,
+    stem_of_track,
 )
-_FAMILIES = (  # General MIDI's sixteen families of eight programs
-    *("piano", "mallets", "organ", "guitar", "bass", "strings", "ensemble", "brass", "reeds", "flute"),
-    *("synth lead", "synth pad", "synth effects", "folk instruments", "percussion", "sound effects"),
-)
-_PIECES = {  # General MIDI percussion keys
+
+PIECES = {  # General MIDI percussion keys
     **dict.fromkeys((35, 36), "kick"),
     **dict.fromkeys((38, 40), "snare"),
     **dict.fromkeys((41, 43, 45, 47, 48, 50), "tom"),
@@ -39,13 +31,6 @@ _MOISESDB = {  # its stems
     **{"guitar": "guitar", "other_plucked": "guitar", "piano": "keys", "other_keys": "keys"},
     **{"bowed_strings": "other", "wind": "other", "other": "other"},
 }
-
-
-def stem_of_program(program: int, percussion: bool) -> str:
-    """The stem of a General MIDI program (0 to 127); `percussion` for channel 10."""
-    if percussion:
-        return "drums"
-    return next((stem for first, last, stem in _PROGRAMS if first <= program <= last), "other")
 
 
 def stem_of_moisesdb(stem_name: str, track_type: str) -> str:
@@ -98,7 +83,7 @@ def parts(midi: mido.MidiFile) -> list[Part]:
     A song with tracks named `<stem>/<instrument>` is grouped by those names, and its other tracks are left out.
     In any other song, a part is a channel's notes while one program is selected on it. Parts without notes are dropped.
     """
-    named = [track for track in midi.tracks if track.name.split("/")[0] in STEMS and "/" in track.name]
+    named = [track for track in midi.tracks if stem_of_track(track.name)]
     if named:
         found = []
         for track in named:
@@ -122,7 +107,7 @@ def _split(channel: int, events: list[tuple[int, mido.Message]]) -> list[Part]:
     for own in sorted(set(programs)):
         # Releases go to every part: a note may end after the next program is selected.
         kept = [e for e, now in zip(events, programs, strict=True) if now == own or not _is_onset(e[1])]
-        instrument = f"Drum kit {own}" if percussion else _FAMILIES[own // 8]
+        instrument = instrument_of_program(own, percussion)
         found.append(Part(stem_of_program(own, percussion), instrument, percussion, kept))
     return found
 
@@ -143,11 +128,11 @@ def describe(stem_parts: list[Part], seconds: float) -> dict[str, object]:
     notes = [note for part in stem_parts for note in part.notes()]
     onsets = {tick for tick, _ in notes}
     pieces = Counter(
-        _PIECES[message.note]
+        PIECES[message.note]
         for part in stem_parts
         if part.percussion
         for _, message in part.notes()
-        if message.note in _PIECES
+        if message.note in PIECES
     )
     tags: dict[str, object] = {
         "instruments": sorted({part.instrument for part in stem_parts}),

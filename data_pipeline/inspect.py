@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from absl import flags
 from tqdm import tqdm
 
 from launch import program
 from subtractive_jax import page, records, storage
 from subtractive_jax.errors import UserError
+from subtractive_jax.page.pictures import piano_roll
+from subtractive_jax.representation.notes import read_score
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the datasets; may be remote.", required=True)
 _PAGE = flags.DEFINE_string("page", None, "Folder to write the page into; DIR/inspect if not given.")
@@ -26,6 +29,7 @@ _EXAMPLES = flags.DEFINE_integer("examples", 12, "Windows on the page; 0 for cou
 _SEED = flags.DEFINE_integer("seed", 0, "Which windows are drawn.", lower_bound=0)
 
 _SIGNALS = {"mix": "Mix", "context": "Context: mix without the stem", "stem": "Stem"}
+_RATE = 44_100  # Hz, at which notes are rendered
 _ABOUT = ("song_id", "stem_name", "tags")
 
 
@@ -74,6 +78,8 @@ def report(data_dir: str, name: str) -> str:
 def write_page(data_dir: str, folder: str | os.PathLike[str], count: int, seed: int) -> Path:
     """Writes a page with `count` windows drawn from all splits: audio files, pictures, texts and tags.
 
+    Windows of notes are rendered; their MIDI files lie beside.
+
     Returns:
       The path of the page; it can be moved with its folder, and needs nothing else.
 
@@ -99,11 +105,20 @@ def write_page(data_dir: str, folder: str | os.PathLike[str], count: int, seed: 
 
 
 def _row(folder: Path, number: int, split: str, example: dict[str, Any], notes: list[str]) -> page.Row:
-    players = []
-    for signal, label in _SIGNALS.items():
-        file = f"{number:03d}_{signal}.flac"
-        (folder / file).write_bytes(example[signal])
-        players.append((label, file))
+    names = {signal: f"{number:03d}_{signal}" for signal in _SIGNALS}
+    players = [(label, f"{names[signal]}.flac") for signal, label in _SIGNALS.items()]
+    picture = b""
+    if example["sample_rate"]:
+        for signal, name in names.items():
+            (folder / f"{name}.flac").write_bytes(example[signal])
+    else:
+        from data_pipeline.sources import midi  # takes seconds, with Beam
+
+        for signal, name in names.items():
+            (folder / f"{name}.mid").write_bytes(example[signal])
+        midi.render_versions({folder / f"{name}.flac": example[signal] for signal, name in names.items()}, _RATE)
+        seconds = soundfile.info(folder / players[0][1]).duration
+        picture = piano_roll(read_score(example["mix"]), example["stem_name"].split("+"), seconds)
     tags = json.loads(example["tags"])
     instruction, *others = example["instructions"] or [""]
     figures = {"Split": split, "Missing": example["stem_name"], "Genre": tags.pop("genre", None) or "unknown"}
@@ -118,7 +133,7 @@ def _row(folder: Path, number: int, split: str, example: dict[str, Any], notes: 
         **{f"Tags of {name}": json.dumps(stems[name]) for name in example["stem_name"].split("+") if name in stems},
     }
     title = f"{example['song_id']}, {example['start_seconds']:.2f} s, {example['stem_name']}"
-    return page.Row(title, instruction, players, settings, figures, "; ".join(notes))
+    return page.Row(title, instruction, players, settings, figures, "; ".join(notes), picture=picture)
 
 
 def main() -> None:

@@ -35,6 +35,9 @@ _TEMPLATES = (
     "I want {mood} {genre} {noun} here",
     "{verb} {noun} to make it sound {mood}",
     "{verb} {noun} for a {genre} song",
+    "{verb} {register} {noun}",
+    "{verb} {register} {genre} {noun}",
+    "{verb} {mood} {noun} in a {register} register",
 )
 _PLAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9&'/ -]{1,32}")
 _NOT_A_STYLE = re.compile(r"guitar|piano|percussion|string|etude|drums")
@@ -102,6 +105,15 @@ def _density(tags: Tags, stem: str) -> str:
     return "sparse" if onsets < sparse else "busy" if onsets > busy else "medium"
 
 
+def _register(tags: Tags, stem: str) -> list[str]:
+    """`low` or `high`, where the stem's notes tell."""
+    pitch = _stem_tags(tags, stem).get("pitch_median")
+    if pitch is None or stem not in vocabulary.REGISTER:
+        return []
+    low, high = vocabulary.REGISTER[stem]
+    return ["low"] if pitch < low else ["high"] if pitch > high else []
+
+
 def _moods(tags: Tags, stem: str) -> list[str]:
     tempo, loudness = tags.get("tempo"), _loudness(tags, stem)
     moods = {"soft": ["soft", "gentle", "quiet"], "loud": ["loud", "powerful"], "medium": []}[loudness]
@@ -150,6 +162,7 @@ def _slots(tags: Tags, stem: str) -> dict[str, list[str]]:
         "trait": _traits(tags, stem),
         "purpose": _purposes(tags, stem),
         "tempo": [f"{tags['tempo']:.0f}"] if tags.get("tempo") else [],
+        "register": _register(tags, stem),
     }
 
 
@@ -174,6 +187,7 @@ def _joint_slots(tags: Tags, stem_name: str) -> dict[str, list[str]]:
         "trait": list(dict.fromkeys(trait for own in each for trait in own["trait"])),
         "purpose": shared("purpose"),
         "tempo": each[0]["tempo"],
+        "register": [],
     }
 
 
@@ -190,7 +204,7 @@ def _article_first(template: str, noun: str) -> str:
     article, _, bare = noun.partition(" ")
     if article not in ("a", "an"):
         return template.replace("{noun}", noun)
-    start = re.search(r"(\{(genre|mood|timbre)\} )*\{noun\}", template)
+    start = re.search(r"(\{(genre|mood|timbre|register)\} )*\{noun\}", template)
     assert start is not None
     head = template[: start.start()] + "a " + template[start.start() :]
     return head.replace("{noun}", bare)

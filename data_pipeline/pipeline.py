@@ -18,7 +18,9 @@ from data_pipeline import dataset, duplicates, encode, engine, files, shards, so
 from data_pipeline.song import Rejected, Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
+from subtractive_jax.representation import from_config
 from subtractive_jax.representation.mel import Mel
+from subtractive_jax.representation.piano_roll import PianoRoll
 
 _NO_TOOLS = Tools()
 _SHARD = re.compile(r"\w+-(\w+)\.tfrecord-(\d+)-of-(\d+)")
@@ -80,27 +82,38 @@ def _compare(songs: list[Song], folder: str, beam_options: list[str]) -> list[du
     return [duplicates.Finding(**json.loads(line)) for line in lines]
 
 
-def _check_data(data: ConfigDict) -> None:
+def _check_data(data: ConfigDict, representation: Mel | PianoRoll) -> None:
     """Raises UserError unless `config.data` can be meant."""
     for name in data.stems:
         windows.check_stem_set(name)
     augmentation = data.augmentation
-    for field, value, is_good, wanted in (
+    wanted = [
         ("stems", list(data.stems), len(data.stems) > 0, "at least one"),
-        ("window_hop_frames", data.window_hop_frames, data.window_hop_frames > 0, "1 or more"),
         ("songs_per_shard", data.songs_per_shard, data.songs_per_shard > 0, "1 or more"),
         ("instructions_per_window", data.instructions_per_window, data.instructions_per_window > 0, "1 or more"),
-        ("min_stem_level_db", data.min_stem_level_db, data.min_stem_level_db < 0, "below 0"),
-        ("loudness_lufs", data.loudness_lufs, -70 < data.loudness_lufs <= 0, "between -70 and 0"),
         ("validation_fraction", data.validation_fraction, data.validation_fraction >= 0, "0 or more"),
         ("test_fraction", data.test_fraction, data.test_fraction >= 0, "0 or more"),
         ("test_fraction", data.test_fraction, data.validation_fraction + data.test_fraction <= 1, "at most 1 in sum"),
         ("augmentation.copies", augmentation.copies, augmentation.copies >= 0, "0 or more"),
         ("augmentation.pitch_semitones", augmentation.pitch_semitones, augmentation.pitch_semitones >= 0, "0 or more"),
-        ("augmentation.gain_db", augmentation.gain_db, augmentation.gain_db >= 0, "0 or more"),
-    ):
+    ]
+    if isinstance(representation, PianoRoll):
+        parts = "+".join(data.stems).split("+")
+        wanted += [
+            ("stems", list(data.stems), {*parts} <= {*representation.parts}, "made of config.representation.parts"),
+            ("window_hop_bars", data.window_hop_bars, data.window_hop_bars > 0, "1 or more"),
+            ("min_onsets", data.min_onsets, data.min_onsets > 0, "1 or more"),
+        ]
+    else:
+        wanted += [
+            ("window_hop_frames", data.window_hop_frames, data.window_hop_frames > 0, "1 or more"),
+            ("min_stem_level_db", data.min_stem_level_db, data.min_stem_level_db < 0, "below 0"),
+            ("loudness_lufs", data.loudness_lufs, -70 < data.loudness_lufs <= 0, "between -70 and 0"),
+            ("augmentation.gain_db", augmentation.gain_db, augmentation.gain_db >= 0, "0 or more"),
+        ]
+    for field, value, is_good, range_ in wanted:
         if not is_good:
-            raise UserError(f"config.data.{field} is {value}: it must be {wanted}")
+            raise UserError(f"config.data.{field} is {value}: it must be {range_}")
 
 
 def build_windows(
@@ -123,10 +136,13 @@ def build_windows(
       UserError: the dataset is there already, a source or stem is unknown, or too few songs are usable.
     """
     representation, data = config.representation.to_dict(), config.data.to_dict()
-    Mel.from_config(representation)
-    _check_data(config.data)
+    _check_data(config.data, from_config(representation))
     with dataset.new_dataset(data_dir, "windows") as folder:
         found = sources.find_songs(source)
+        if is_roll := representation["name"] == "piano_roll":
+            for song in found.songs:
+                if song.kind != "midi":
+                    raise UserError(f"--source={song.kind}:...: piano rolls are made from notes: give midi:FOLDER")
         songs, rejected = found.songs, [dataclasses.asdict(item) for item in found.rejected]
         total = len(songs) + len(rejected)
         _stop_if_mostly_refused(len(songs), total, max_rejected, rejected, data_dir)
@@ -150,8 +166,11 @@ def build_windows(
             family, count = collections.Counter(splits.families(songs, alike).values()).most_common(1)[0]
             print(f'{len(alike)} pairs of songs are the same music; the largest family has {count} songs ("{family}")')
         plan = shards.plan(songs, split_of, config.data.songs_per_shard, data["augmentation"])
-        separates = any(song.kind == "songs" for song in songs)
-        writer = shards.WriteWindows(folder, representation, data, tools, separates, language_model)
+        if is_roll:
+            writer: shards.WriteSongs = shards.WriteNotes(folder, representation, data, language_model)
+        else:
+            separates = any(song.kind == "songs" for song in songs)
+            writer = shards.WriteAudio(folder, representation, data, tools, separates, language_model)
         reports = _write(writer, plan, folder, "windows", beam_options)
         rejected += [item for report in reports for item in report["rejected"]]
         rejected += [dataclasses.asdict(item) for item in found.rejected_lines]
@@ -159,7 +178,6 @@ def build_windows(
         _stop_if_mostly_refused(used, total, max_rejected, rejected, data_dir)
         metadata = {
             "representation": representation,
-            "window_frames": config.representation.window_frames,
             "schema_version": records.SCHEMA_VERSION,
             "data": data,
             "sources": source,
@@ -187,13 +205,21 @@ def check_windows(config: ConfigDict, data_dir: str, source: list[str]) -> None:
             f"{there} was made from {', '.join(metadata['sources']) or 'the shipped songs'}: give another --data_dir "
             "for other sources, or no --source to encode what is there"
         )
-    _same("data", there, metadata["data"], "the config", json.loads(json.dumps(config.data.to_dict())))
+    _same("data", there, metadata["data"], "the config", config.data.to_dict())
 
 
 def check_encoders(config: ConfigDict, model: str) -> None:
     """Raises UserError where the model has no encoders, or not for the config's representation."""
-    own = encode.encoders(model).representation
-    _same("representation", "the config", config.representation.to_dict(), f"model {model}", own)
+    _encoders(config.representation.to_dict(), "the config", model)
+
+
+def _encoders(representation: dict[str, Any], name: str, model: str) -> encode.Encoders:
+    """The encoders of a model, checked against the representation of `name`; notes need a text encoder only."""
+    encoders = encode.encoders(model)
+    if representation["name"] == "mel":
+        _same("representation", name, representation, f"model {model}", encoders.representation)
+        encoders.check_autoencoder()
+    return encoders
 
 
 def _stop_if_mostly_refused(
@@ -223,34 +249,54 @@ def build_latents(config: ConfigDict, data_dir: str, model: str, beam_options: l
     representation = windows_metadata["representation"]
     _same("representation", source, representation, "the config", config.representation.to_dict())
     with dataset.new_dataset(data_dir, "latents") as folder:
-        encoders = encode.encoders(model)
-        _same("representation", source, representation, f"model {model}", encoders.representation)
-        about, latent_shape = encoders.metadata(), encoders.latent_shape()
+        encoders = _encoders(representation, source, model)
+        about = encoders.metadata(representation)
+        shapes = _latent_shapes(representation, encoders, about["text_dim"])
         found = {path: _SHARD.fullmatch(path) for path in files.list_files(source)}
         plan = [
             shards.Shard(match[1], int(match[2]), int(match[3]), source=files.join(source, path))
             for path, match in found.items()
             if match
         ]
-        writer = shards.WriteLatents(folder, model, latent_shape, about["text_dim"])
+        writer = shards.WriteLatents(folder, model, representation, shapes)
         reports = _write(writer, plan, folder, "latents", beam_options)
         rejected = [item for report in reports for item in report["rejected"]]
         if not any(report["examples"] for report in reports):
             raise UserError(f"no window of {source} can be encoded (the first: {rejected[0]['reason']})")
         notes = [note for report in reports for note in report["notes"]]
-        metadata = {key: windows_metadata[key] for key in ("representation", "window_frames", "schema_version", "data")}
+        metadata = {key: windows_metadata[key] for key in ("representation", "schema_version", "data")}
         metadata |= about | _statistics(reports)
-        schema = dataset.features("latents", shards.latent_shapes(latent_shape, about["text_dim"]))
+        schema = shards.latent_features(shapes, from_config(representation))
+        if representation["name"] == "piano_roll":
+            metadata["posterior"] = "none"
         dataset.finish(folder, "latents", schema, reports, metadata, rejected, notes)
     _tell(data_dir, "latents", reports, rejected)
 
 
 def _same(section: str, name: str, values: dict[str, Any], other_name: str, other: dict[str, Any]) -> None:
+    values, other = (json.loads(json.dumps(fields)) for fields in (values, other))  # tuples are lists in files
     for field in sorted({*values, *other}):
         if values.get(field) != other.get(field):
             raise UserError(
                 f"{section}.{field} is {values.get(field)} in {name}, but {other.get(field)} in {other_name}"
             )
+
+
+def _latent_shapes(
+    representation: dict[str, Any], encoders: encode.Encoders, text_dim: int
+) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the tensors of `latents`."""
+    match from_config(representation):
+        case PianoRoll() as roll:
+            given = (roll.octaves, roll.window_steps, roll.channels)
+            context = (*given[:2], roll.context_channels)
+        case Mel():
+            given = context = encoders.latent_shape()
+    return {
+        **{"mix_latent": given, "context_latent": context, "stem_latent": given},
+        **dict.fromkeys(("instruction_states", "caption_states"), (None, text_dim)),
+        "instruction_lengths": (None,),
+    }
 
 
 def _statistics(reports: list[dict[str, Any]]) -> dict[str, list[float]]:

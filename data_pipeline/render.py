@@ -28,6 +28,7 @@ import soxr
 
 from data_pipeline import files, grouping
 from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.representation.notes import PERCUSSION_CHANNEL
 
 MAX_SECONDS = {"fluidsynth": 7_200, "midirenderer": 1_800}  # by renderer
 MAX_PARTS = 256  # of a stem: FluidSynth's limit of channels
@@ -268,9 +269,9 @@ def _midi_bytes(group: Sequence[grouping.Part], clock: Clock) -> bytes:
     """Parts as a MIDI file of one tempo, a channel each, which ends where the song's tail ends."""
     ticks_per_second = 2 * _TICKS_PER_BEAT
     midi = mido.MidiFile(type=1, ticks_per_beat=_TICKS_PER_BEAT)
-    free = (channel for channel in range(16) if channel != grouping.PERCUSSION_CHANNEL)
+    free = (channel for channel in range(16) if channel != PERCUSSION_CHANNEL)
     for part in group:
-        channel = grouping.PERCUSSION_CHANNEL if part.percussion else next(free)
+        channel = PERCUSSION_CHANNEL if part.percussion else next(free)
         track, last = mido.MidiTrack(), 0
         for tick, message in part.events:
             now = clock.samples(tick, ticks_per_second)

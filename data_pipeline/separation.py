@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import files
-from data_pipeline.grouping import STEMS
 from data_pipeline.once import once
 from data_pipeline.song import Tools
 from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.representation.notes import STEMS
 
 _HUB = "adefossez"  # Demucs' author
 PUBLISHED = ("htdemucs", "htdemucs_ft", "htdemucs_6s", "hdemucs_mmi", "mdx", "mdx_extra")

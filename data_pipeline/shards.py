@@ -6,6 +6,7 @@ So memory is bounded by a song, nothing is shuffled between workers, and the byt
 import abc
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter
@@ -16,15 +17,28 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipeline import augment, copies, dataset, files, instructions, llm, separation, sources, windows
+from data_pipeline import (
+    augment,
+    copies,
+    dataset,
+    files,
+    instructions,
+    llm,
+    note_windows,
+    separation,
+    sources,
+    windows,
+)
 from data_pipeline.encode import encoders
 from data_pipeline.song import Rejected, Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
-from subtractive_jax.representation import audio
+from subtractive_jax.representation import audio, from_config
 from subtractive_jax.representation.mel import Mel
+from subtractive_jax.representation.piano_roll import PianoRoll
 
 _ENCODE_BATCH = 8  # examples
+_TEXTS_BATCH = 64  # examples whose texts are encoded together
 _NAMES_A_KEY = re.compile(r"\b[A-G](-?flat|-?sharp|[#b♯♭])?[ -](major|minor)\b", re.IGNORECASE)
 _POOL = 4  # texts asked of a language model, for each that a window gets
 
@@ -71,7 +85,7 @@ def plan(songs: list[Song], splits: dict[str, str], songs_per_shard: int, augmen
 
     def other_takes(song: Song) -> tuple[Song | None, ...]:
         # Separation is dear, and what it leaves in a stem would sound with another take's rest.
-        takes = groups[song.group_id] if augmentation["remix"] and song.kind != "songs" else []
+        takes = groups[song.group_id] if augmentation.get("remix") and song.kind != "songs" else []
         numbers = range(1, augmentation["copies"] + 1)
         return tuple(augment.partner(song, takes, number, augmentation["seed"]) for number in numbers)
 
@@ -132,28 +146,16 @@ class _WriteShards(beam.DoFn):
         """A shard's examples in order."""
 
 
-class WriteWindows(_WriteShards):
+class WriteSongs(_WriteShards):
     """Songs to shards of `windows`."""
 
-    def __init__(
-        self,
-        folder: str,
-        representation: dict[str, Any],
-        data: dict[str, Any],
-        tools: Tools,
-        separates: bool = False,
-        language_model: dict[str, Any] | None = None,
-    ):
-        """`separates`: some songs need a separator; `language_model`: arguments of `llm.Writer`, or templates write."""
+    def __init__(self, folder: str, data: dict[str, Any], language_model: dict[str, Any] | None):
+        """`language_model`: arguments of `llm.Writer`; templates write where there is none."""
         super().__init__("windows", folder)
-        self._separates = separates
-        self._mel, self._data, self._tools = Mel.from_config(representation), data, tools
-        self._language_model = language_model
+        self._data, self._language_model = data, language_model
 
     def setup(self) -> None:
         self.features = dataset.features("windows", {})
-        if self._separates:
-            separation.separator(self._tools)  # a model that cannot be had ends the build, not every song of it
         self._writer = llm.Writer(**self._language_model) if self._language_model else None
 
     def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:
@@ -167,6 +169,69 @@ class WriteWindows(_WriteShards):
                     raise UserError("no window in which both a wanted stem and the rest are heard")
             except UserError as error:  # a machine's own faults, such as a full disk, end the build
                 report.reject(song.song_id, song.files[0][1], str(error))
+
+    @abc.abstractmethod
+    def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
+        """A song's examples, and those of its copies, one for each of `other_takes`."""
+
+    def _texts(
+        self, song: Song, tags: dict[str, Any], stem_names: list[str], report: Report
+    ) -> Callable[..., list[str]]:
+        """What gives a window its instructions: `instructions.instructions`, or picks from a language model's."""
+        if self._writer is None:
+            return instructions.instructions
+        pool = self._writer.write(song, tags, stem_names, _POOL * self._data["instructions_per_window"])
+        report.texts.update(pool.counts)
+        return lambda _, stem_name, song_id, start_seconds, count: llm.pick(
+            pool.texts[stem_name], song_id, start_seconds, stem_name, count
+        )
+
+    def _example(
+        self,
+        song: Song,
+        tags: dict[str, Any],
+        texts: Callable[..., list[str]],
+        triple: windows.Triple | note_windows.Triple,
+        **signals: Any,
+    ) -> dict[str, Any]:
+        """A triple as an example; `signals` are its `mix`, `context`, `stem`, `sample_rate` and `gain`."""
+        caption, where = song.caption, (song.song_id, triple.start_seconds)
+        if triple.semitones:
+            tags = {key: value for key, value in tags.items() if key != "key"}  # no longer that one
+            tags["semitones"] = round(triple.semitones, 2)
+            caption = "" if _NAMES_A_KEY.search(caption) else caption
+        return signals | {
+            "stem_name": triple.stem_name,
+            "song_id": song.song_id,
+            "group_id": song.group_id,
+            "start_seconds": triple.start_seconds,
+            "tags": json.dumps(tags, sort_keys=True),
+            "caption": caption or instructions.caption(tags, *where),
+            "instructions": texts(tags, triple.stem_name, *where, self._data["instructions_per_window"]),
+        }
+
+
+class WriteAudio(WriteSongs):
+    """Songs of any kind to windows of audio."""
+
+    def __init__(
+        self,
+        folder: str,
+        representation: dict[str, Any],
+        data: dict[str, Any],
+        tools: Tools,
+        separates: bool = False,
+        language_model: dict[str, Any] | None = None,
+    ):
+        """`separates`: some songs need a separator."""
+        super().__init__(folder, data, language_model)
+        self._separates = separates
+        self._mel, self._tools = Mel.from_config(representation), tools
+
+    def setup(self) -> None:
+        super().setup()
+        if self._separates:
+            separation.separator(self._tools)  # a model that cannot be had ends the build, not every song of it
 
     def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
         rate, augmentation = self._mel.sample_rate, self._data["augmentation"]
@@ -219,42 +284,22 @@ class WriteWindows(_WriteShards):
             self._data["loudness_lufs"],
             play,
         ):
-            own_tags, caption = dict(tags), song.caption
-            if triple.semitones:
-                own_tags.pop("key", None)  # no longer that one
-                own_tags["semitones"] = round(triple.semitones, 2)
-                caption = "" if _NAMES_A_KEY.search(caption) else caption
+            own_tags = dict(tags)
             if triple.stem_name in heard.bleed_db:
                 own_tags["bleed_db"] = round(heard.bleed_db[triple.stem_name], 1)
             if triple.mix is not mix:
                 mix, mix_flac = triple.mix, audio.flac_bytes(triple.mix, rate)
-            where = (song.song_id, triple.start_seconds)
-            yield {
-                "mix": mix_flac,
-                "context": audio.flac_bytes(triple.context, rate),
-                "stem": audio.flac_bytes(triple.stem, rate),
-                "sample_rate": rate,
-                "stem_name": triple.stem_name,
-                "song_id": song.song_id,
-                "group_id": song.group_id,
-                "start_seconds": triple.start_seconds,
-                "gain": triple.gain,
-                "tags": json.dumps(own_tags, sort_keys=True),
-                "caption": caption or instructions.caption(own_tags, *where),
-                "instructions": texts(own_tags, triple.stem_name, *where, self._data["instructions_per_window"]),
-            }
-
-    def _texts(
-        self, song: Song, tags: dict[str, Any], stem_names: list[str], report: Report
-    ) -> Callable[..., list[str]]:
-        """What gives a window its instructions: `instructions.instructions`, or picks from a language model's."""
-        if self._writer is None:
-            return instructions.instructions
-        pool = self._writer.write(song, tags, stem_names, _POOL * self._data["instructions_per_window"])
-        report.texts.update(pool.counts)
-        return lambda _, stem_name, song_id, start_seconds, count: llm.pick(
-            pool.texts[stem_name], song_id, start_seconds, stem_name, count
-        )
+            yield self._example(
+                song,
+                own_tags,
+                texts,
+                triple,
+                mix=mix_flac,
+                context=audio.flac_bytes(triple.context, rate),
+                stem=audio.flac_bytes(triple.stem, rate),
+                sample_rate=rate,
+                gain=triple.gain,
+            )
 
     def _is_clean(self, name: str, heard: windows.HeardSong, song: Song, report: Report) -> bool:
         bleed_db = heard.bleed_db.get(name, -np.inf)
@@ -267,67 +312,129 @@ class WriteWindows(_WriteShards):
         return False
 
 
+class WriteNotes(WriteSongs):
+    """Songs of MIDI to windows of notes."""
+
+    def __init__(
+        self,
+        folder: str,
+        representation: dict[str, Any],
+        data: dict[str, Any],
+        language_model: dict[str, Any] | None = None,
+    ):
+        super().__init__(folder, data, language_model)
+        self._roll = PianoRoll.from_config(representation)
+
+    def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
+        data, augmentation = self._data, self._data["augmentation"]
+        score, tags = sources.midi.load_notes(song)
+        folded = self._roll.folded(score)
+        remarks = [*score.remarks, *([f"notes moved by octaves into the roll's pitches: {folded}"] if folded else [])]
+        report.notes += [{"song_id": song.song_id, "note": remark} for remark in remarks]
+        stem_sets = [name for name in data["stems"] if windows.stem_set(name) <= score.parts.keys()]
+        known = {key: value for key, value in tags.items() if key != "key" or not other_takes}
+        texts = self._texts(song, known, stem_sets, report)
+        for number in range(len(other_takes) + 1):
+
+            def transposition(start_seconds: float, number: int = number) -> int:
+                settings = augmentation["seed"], augmentation["pitch_semitones"]
+                return augment.transposition(song.song_id, start_seconds, number, *settings) if number else 0
+
+            for triple in note_windows.triples(
+                score, stem_sets, self._roll, data["window_hop_bars"], data["min_onsets"], transposition
+            ):
+                stems = {stem: tags["stems"][stem] | triple.tags.get(stem, {}) for stem in tags["stems"]}
+                yield self._example(
+                    song,
+                    tags | {"stems": stems},
+                    texts,
+                    triple,
+                    mix=triple.mix,
+                    context=triple.context,
+                    stem=triple.stem,
+                    sample_rate=0,
+                    gain=1.0,
+                )
+
+
 class WriteLatents(_WriteShards):
     """Shards of `windows` to shards of `latents`, one to one."""
 
-    def __init__(self, folder: str, model: str, latent_shape: tuple[int, int, int], text_dim: int):
+    def __init__(
+        self, folder: str, model: str, representation: dict[str, Any], shapes: dict[str, tuple[int | None, ...]]
+    ):
+        """`shapes`: of all tensors."""
         super().__init__("latents", folder)
-        self._model, self._shapes = model, latent_shapes(latent_shape, text_dim)
+        self._model, self._shapes, self._representation = model, shapes, from_config(representation)
 
     def setup(self) -> None:
         self._encoders = encoders(self._model)
-        self.features = dataset.features("latents", self._shapes)
+        self.features = latent_features(self._shapes, self._representation)
 
     def examples(self, shard: Shard, report: Report) -> Iterator[dict[str, Any]]:
         sums: dict[str, np.ndarray] = {}
         known_texts: dict[str, np.ndarray] = {}
-        batch: list[dict[str, Any]] = []
-        for payload in dataset.read_shard(shard.source):
-            raw = records.decode_example(payload)
-            window = {key: records.decode_feature(feature, raw[key]) for key, feature in records.WINDOWS.items()}
-            song_id, caption = window["song_id"], self._encoders.shortened(window["caption"])
-            if caption != window["caption"]:
-                note = f"caption cut to {len(caption.split())} words: the text encoder reads no more"
-                report.notes.append({"song_id": song_id, "note": note})
-            read = [text for text in window["instructions"] if self._encoders.reads(text)]
-            if not read:
-                where = f"{window['start_seconds']:.2f} s, {window['stem_name']}"
-                report.reject(song_id, where, "every instruction is longer than the text encoder reads")
-                continue
-            if len(read) < len(window["instructions"]):
-                report.notes.append(
-                    {"song_id": song_id, "note": "instructions longer than the text encoder reads left out"}
-                )
-            window["instructions"] = read
-            texts = self._encoders.encode_texts([*read, caption], known_texts)
-            states = {
-                "instruction_states": np.concatenate(texts[:-1]),
-                "instruction_lengths": np.array([len(text) for text in texts[:-1]], np.int32),
-                "caption_states": texts[-1],
-            }
-            batch.append(window | states)
-            if len(batch) == _ENCODE_BATCH:
-                yield from self._with_latents(batch, sums)
-                batch = []
-        if batch:
-            yield from self._with_latents(batch, sums)
+        payloads = dataset.read_shard(shard.source)
+        while batch := list(itertools.islice(payloads, _TEXTS_BATCH)):
+            read = [found for payload in batch if (found := self._read(payload, report))]
+            # All at once: a text encoder is slow on a few texts.
+            self._encoders.encode_texts([text for _, texts in read for text in texts], known_texts)
+            for start in range(0, len(read), _ENCODE_BATCH):
+                encoded = [
+                    window | _text_states([known_texts[text] for text in texts])
+                    for window, texts in read[start : start + _ENCODE_BATCH]
+                ]
+                yield from self._with_latents(encoded, sums)
         report.sums = {key: value.tolist() for key, value in sums.items()}
 
+    def _read(self, payload: bytes, report: Report) -> tuple[dict[str, Any], list[str]] | None:
+        """A window, and its instructions and caption as the text encoder reads them; None where it is rejected."""
+        raw = records.decode_example(payload)
+        window = {key: records.decode_feature(feature, raw[key]) for key, feature in records.WINDOWS.items()}
+        song_id, caption = window["song_id"], self._encoders.shortened(window["caption"])
+        if caption != window["caption"]:
+            note = f"caption cut to {len(caption.split())} words: the text encoder reads no more"
+            report.notes.append({"song_id": song_id, "note": note})
+        read = [text for text in window["instructions"] if self._encoders.reads(text)]
+        if not read:
+            where = f"{window['start_seconds']:.2f} s, {window['stem_name']}"
+            report.reject(song_id, where, "every instruction is longer than the text encoder reads")
+            return None
+        if len(read) < len(window["instructions"]):
+            note = "instructions longer than the text encoder reads left out"
+            report.notes.append({"song_id": song_id, "note": note})
+        window["instructions"] = read
+        return window, [*read, caption]
+
     def _with_latents(self, batch: list[dict[str, Any]], sums: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        for window, latents in zip(batch, self._encoders.encode_audio(batch), strict=True):
-            for key, moments in latents.items():
-                sums[key] = sums.get(key, 0.0) + moment_sums(moments)
+        if isinstance(self._representation, PianoRoll):
+            encoded = [note_windows.latents(self._representation, window) for window in batch]
+        else:
+            encoded = self._encoders.encode_audio(batch)
+        for window, latents in zip(batch, encoded, strict=True):
+            for key, latent in latents.items():
+                own = roll_sums(latent) if isinstance(self._representation, PianoRoll) else moment_sums(latent)
+                sums[key] = sums.get(key, 0.0) + own
             example = window | latents
             yield {key: example[key] for key in records.LATENTS}
 
 
-def latent_shapes(latent_shape: tuple[int, int, int], text_dim: int) -> dict[str, tuple[int | None, ...]]:
-    """The tensor shapes of `latents` for latents `[F, T, 2C]` and text states `[L, text_dim]`."""
+def _text_states(states: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The states of a window's instructions and caption, as the record has them."""
+    *instructions, caption = states
     return {
-        **dict.fromkeys(("mix_latent", "context_latent", "stem_latent"), latent_shape),
-        **dict.fromkeys(("instruction_states", "caption_states"), (None, text_dim)),
-        "instruction_lengths": (None,),
+        "instruction_states": np.concatenate(instructions),
+        "instruction_lengths": np.array([len(text) for text in instructions], np.int32),
+        "caption_states": caption,
     }
+
+
+def latent_features(
+    shapes: dict[str, tuple[int | None, ...]], representation: Mel | PianoRoll
+) -> tfds.features.FeaturesDict:
+    """The features of `latents`; piano rolls, which are nearly all zeros, are compressed."""
+    packed = ("mix_latent", "context_latent", "stem_latent") if isinstance(representation, PianoRoll) else ()
+    return dataset.features("latents", shapes, zlib=packed)
 
 
 def moment_sums(moments: np.ndarray) -> np.ndarray:
@@ -335,6 +442,14 @@ def moment_sums(moments: np.ndarray) -> np.ndarray:
     mean, log_variance = np.split(moments.astype(np.float64), 2, axis=-1)
     count = np.full(mean.shape[-1], mean[..., 0].size, np.float64)
     return np.stack([count, *(x.sum(axis=(0, 1)) for x in (mean, np.square(mean), np.exp(log_variance)))])
+
+
+def roll_sums(roll: np.ndarray) -> np.ndarray:
+    """`moment_sums` of a roll `[F, T, C]`, which is its own mode and has no variance."""
+    cells = roll.reshape(-1, roll.shape[-1]).astype(np.float64)
+    return np.stack(
+        [np.full(cells.shape[1], len(cells)), cells.sum(0), np.square(cells).sum(0), np.zeros(cells.shape[1])]
+    )
 
 
 def mean_and_std(sums: np.ndarray, sampled: bool) -> tuple[list[float], list[float]]:

@@ -37,6 +37,7 @@ DENSITY = {  # onsets a second: sparse below, busy above (quartiles of a thousan
     "guitar": (2.1, 6.5),
     "keys": (1.4, 3.7),
 }
+REGISTER = {"bass": (35, 39), "guitar": (55, 64), "keys": (59, 65)}  # median MIDI pitch: the same, low and high
 LOUDNESS = {"drums": (61, 84), "bass": (81, 105), "guitar": (69, 91), "keys": (67, 91)}  # mean velocity: the same
 TIMBRES = (  # what an instrument's General MIDI name says about its sound
     *(("Drum kit 24", "electronic"), ("Drum kit 25", "electronic"), ("Drum kit 32", "acoustic")),

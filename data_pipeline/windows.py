@@ -13,10 +13,10 @@ from typing import IO
 import numpy as np
 
 from data_pipeline.bleed import Bleed
-from data_pipeline.grouping import STEMS
 from data_pipeline.song import Recording
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation.level import LoudnessMeter
+from subtractive_jax.representation.notes import STEMS
 
 _PEAK = 0.89  # of int16's full scale
 _FULL_SCALE = 32768.0

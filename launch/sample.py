@@ -10,6 +10,9 @@ file, which is rendered. With --remove the stem is taken out first: --input is a
 ...), of which the one named by --stem is left out, a MIDI file, whose tracks of the stem are, or a complete song, which
 Demucs separates. With --start and --end as well, the old stem stays outside of them, and the new one continues it.
 
+A model of notes, such as midi_tiny, takes a MIDI file and writes stem.mid and mix.mid, in which all tracks of the song
+are as they were; the page plays renderings of them.
+
 --stem=bass,drums inserts one after the other, each to the song with those before it; --stem=bass+drums both at once, if
 the model has learnt that.
 
@@ -38,13 +41,14 @@ from absl import flags
 from tqdm import tqdm
 
 import subtractive_jax
-from launch import program
+from launch import program, sample_notes
 from subtractive_jax import page
 from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation.audio import FORMATS, audio_writer, check_format, resampled
-from subtractive_jax.sampling import candidates, gates
+from subtractive_jax.sampling import candidates, gates, note_gates
 from subtractive_jax.sampling.insert import Settings
+from subtractive_jax.sampling.insert_notes import NoteInsertion
 from subtractive_jax.sampling.insertion import Insertion, on_grid
 from subtractive_jax.sampling.song import Song, SongFile, Sum
 
@@ -75,7 +79,7 @@ flags.DEFINE_float("strength", None, "sdedit: how much of the song is redrawn, a
 flags.DEFINE_float("start", 0.0, "Where in the song the stem may begin, in seconds.")
 flags.DEFINE_float("end", None, "Where in the song the stem must end, in seconds.")
 flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
-flags.DEFINE_string("format", "wav", f"Of the audio files: {', '.join(FORMATS)}.")
+flags.DEFINE_string("format", None, f"Of the files: {', '.join(FORMATS)}, wav unless given; mid of a model of notes.")
 
 _MIDI_RATE = 44_100  # Hz, at which MIDI is rendered
 LOSSY = ("mp3", "ogg")
@@ -107,13 +111,22 @@ class Job:
     start: float
     end: float | None
     stem_gain_db: float
-    format: str
+    format: str | None
 
     def __post_init__(self) -> None:
+        if self.format is not None and self.format not in ("mid", *FORMATS):
+            raise unknown_name("format", self.format, ("mid", *FORMATS))
+
+    @property
+    def audio_format(self) -> str:
+        """That of audio files.
+
+        Raises:
+          UserError: it is to be MIDI.
+        """
         if self.format == "mid":
-            raise UserError('format "mid": this model writes audio, not notes')
-        if self.format not in FORMATS:
-            raise unknown_name("format", self.format, FORMATS)
+            raise UserError('format "mid": this model writes audio, not notes; "midi_tiny" writes notes')
+        return self.format or "wav"
 
     @property
     def stems(self) -> list[str]:
@@ -324,15 +337,15 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
       UserError: the job cannot be done.
     """
     began = time.perf_counter()
+    if model.writes_notes:
+        with progress_bar(job) as progress:
+            parts, players = sample_notes.sample(model, job, folder, progress)
+        return write_result(folder, job, parts, note_gates.score, players, began)
+    format = job.audio_format
     with tempfile.TemporaryDirectory(dir=folder, prefix=".removed.") as temporary:
         given = read_input(job, Path(temporary))
-        check_format(job.format, given.context.channels, given.context.sample_rate)
-        with tqdm(desc=job.id, unit="step", disable=None, leave=False) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        check_format(format, given.context.channels, given.context.sample_rate)
+        with progress_bar(job) as progress:
             found = candidates.in_turn(
                 model,
                 given.context,
@@ -351,8 +364,26 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
             for other in ranked[1:]:
                 place = folder / "candidates" / str(other.info["seed"])
                 place.mkdir(parents=True, exist_ok=True)
-                write_parts(other, place, job.format, f"_{stem}" if len(found) > 1 else "")
-    scores = [{one.info["seed"]: gates.score(one.info["figures"]) for one in ranked} for ranked in found]
+                write_parts(other, place, format, f"_{stem}" if len(found) > 1 else "")
+    return write_result(folder, job, found, gates.score, players, began)
+
+
+def write_result(
+    folder: Path,
+    job: Job,
+    found: Sequence[Sequence[Insertion | NoteInsertion]],
+    score: Callable[[dict[str, Any]], float],
+    players: list[tuple[str, str]],
+    began: float,
+) -> dict[str, Any]:
+    """Writes `result.json` and returns its content.
+
+    Args:
+      found: for each stem its candidates, the best first; `score` ranked them.
+      began: when the job did, by `time.perf_counter`.
+    """
+    best = [ranked[0] for ranked in found]
+    scores = [{one.info["seed"]: score(one.info["figures"]) for one in ranked} for ranked in found]
     result = {"id": job.id, "input": job.input, **best[-1].info, "candidates": scores[-1]}
     if len(found) > 1:
         stems = [{**one.info, "candidates": each} for one, each in zip(best, scores, strict=True)]
@@ -361,6 +392,18 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
     result["seconds"] = {**result["seconds"], "all": time.perf_counter() - began}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+@contextlib.contextmanager
+def progress_bar(job: Job) -> Iterator[Callable[[int, int], None]]:
+    """Yields what is called with (calls of the denoiser done, calls in all)."""
+    with tqdm(desc=job.id, unit="step", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def write_parts(insertion: Insertion, folder: Path, format: str, suffix: str) -> None:
@@ -392,7 +435,7 @@ def write_best(folder: Path, job: Job, given: Input, best: Sequence[Insertion]) 
     with contextlib.ExitStack() as stack:
 
         def writer(name: str) -> Callable[[np.ndarray], None]:
-            return stack.enter_context(audio_writer(folder / f"{name}.{job.format}", channels, rate))
+            return stack.enter_context(audio_writer(folder / f"{name}.{job.audio_format}", channels, rate))
 
         writers = {name: writer(name) for name in [*players, *alone]}
         for parts in zip(*(one.parts() for one in best), strict=True):
@@ -404,26 +447,40 @@ def write_best(folder: Path, job: Job, given: Input, best: Sequence[Insertion]) 
         if given.original is not None:
             for block in given.original.blocks():
                 writers["original"](block)
-    return [(label, f"{name}.{job.format}") for name, label in players.items()]
+    return [(label, f"{name}.{job.audio_format}") for name, label in players.items()]
 
 
-def page_row(result: Mapping[str, Any], folder: str = "") -> page.Row:
-    """What the listening page says about a result, whose files are in `folder`."""
+def is_notes(result: Mapping[str, Any]) -> bool:
+    return result["target"] == "notes"
+
+
+def page_row(result: Mapping[str, Any], root: Path, folder: str = "") -> page.Row:
+    """What the page in `root` says about a result, whose files are in its `folder`."""
     measured = result["figures"]
     kept = measured["preservation"]
     exactly = "exactly" + (f", but for {result['job']['format']}" if result["job"]["format"] in LOSSY else "")
-    figures = {
-        "Onset agreement (F1)": measured["onsets"]["f1"],
-        "Beat agreement (F1)": measured["beats"],
-        "Stem against music (dB)": measured["stem_level_db"],
-        "Music kept": exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB",
-    }
+    figures = {"Music kept": exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB"}
+    if is_notes(result):
+        figures = sample_notes.page_figures(measured) | figures
+    else:
+        figures = {
+            "Onset agreement (F1)": measured["onsets"]["f1"],
+            "Beat agreement (F1)": measured["beats"],
+            "Stem against music (dB)": measured["stem_level_db"],
+        } | figures
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
     players = [(label, f"{folder}{file}") for label, file in result["players"]]
     section = "Style transfer" if result["job"]["remove"] else "Generation"
     return page.Row(
-        result["id"], result["instruction"], players, settings, figures, section=section, flags=measured["flags"]
+        result["id"],
+        result["instruction"],
+        players,
+        settings,
+        figures,
+        section=section,
+        flags=measured["flags"],
+        picture=sample_notes.picture(root / folder) if is_notes(result) else b"",
     )
 
 
@@ -439,7 +496,7 @@ def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder
                 if result is None:
                     with new_folder(folder / name, overwrite=False) as place:
                         result = sample(model, job, place)
-                rows.append(page_row(result, f"{name}/"))
+                rows.append(page_row(result, folder, f"{name}/"))
                 line = {"id": name, "status": "done", "result": result}
             except Exception as error:  # whatever one job meets, the others go on
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -482,13 +539,20 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """What came of the jobs, for a terminal."""
     done = [line["result"] for line in lines if line["status"] == "done"]
     width = max(len(line["id"]) for line in lines)
-    text = [f"{'':<{width}}  onset F1  beat F1  stem dB  flags"]
+    text: list[str] = []
     for result in done[:_ROWS_SHOWN]:
         measured = result["figures"]
-        text.append(
-            f"{result['id']:<{width}}{measured['onsets']['f1']:>10.2f}{measured['beats']:>9.2f}"
-            f"{measured['stem_level_db']:>9.1f}  {', '.join(measured['flags']) or '-'}"
-        )
+        if is_notes(result):
+            columns = sample_notes.table_columns(measured)
+        else:
+            columns = {
+                "onset F1": f"{measured['onsets']['f1']:.2f}",
+                "beat F1": f"{measured['beats']:.2f}",
+                "stem dB": f"{measured['stem_level_db']:.1f}",
+            }
+        text = text or [f"{'':<{width}}  {'  '.join(columns)}  flags"]
+        values = "".join(f"{value:>{len(name) + 2}}" for name, value in columns.items())
+        text.append(f"{result['id']:<{width}}{values}  {', '.join(measured['flags']) or '-'}")
     if len(done) > _ROWS_SHOWN:
         text.append(f"... and {len(done) - _ROWS_SHOWN} more in summary.jsonl")
     flagged = sum(bool(result["figures"]["flags"]) for result in done)
@@ -562,7 +626,7 @@ def main() -> None:
         model = subtractive_jax.load(_MODEL.value)
         job = job_from({"id": Path(values["input"]).resolve().stem, **values, "seed": values["seed"] or 0})
         result = sample(model, job, folder)
-        page.write(folder, f"New {job.stem} for {job.id}", [page_row(result)])
+        page.write(folder, f"New {job.stem} for {job.id}", [page_row(result, folder)])
     print(output / "index.html")
 
 

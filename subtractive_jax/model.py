@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from subtractive_jax import parts
+from subtractive_jax import parts, representation
 from subtractive_jax.diffusion import guidance
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.mel import Mel
+from subtractive_jax.representation.piano_roll import PianoRoll
 from subtractive_jax.sampling.insert import insert as _insert
+from subtractive_jax.sampling.insert_notes import insert_notes as _insert_notes
 from subtractive_jax.text import special_tokens, tokenize, visible
 from subtractive_jax.training import partitioning
 from subtractive_jax.vocoder.griffin_lim import GriffinLim
@@ -32,16 +34,15 @@ class Model:
     Attributes:
       name: what the model was loaded from.
       config: its resolved config.
-      mel: its representation.
     """
 
     def __init__(self, files: model_folder.ModelFiles, name: str = "", windows_per_device: int = 8):
         self.name = name
         self.config = files.config
-        self.mel = Mel.from_config(files.config.representation)
+        self._representation = representation.from_config(files.config.representation)
         vocoder = files.config.vocoder
         self._griffin_lim = None
-        if vocoder.model_type == "griffin_lim":
+        if vocoder is not None and vocoder.model_type == "griffin_lim":
             self._griffin_lim = GriffinLim(self.mel, vocoder.iterations, vocoder.momentum)
         self._tokenizer = files.tokenizer
         self._windows_per_device = windows_per_device
@@ -51,6 +52,34 @@ class Model:
         self._params = jax.device_put(files.params, self._whole)
 
     insert = _insert
+    insert_notes = _insert_notes
+
+    @property
+    def writes_notes(self) -> bool:
+        """Whether the model inserts into MIDI instead of audio."""
+        return isinstance(self._representation, PianoRoll)
+
+    @property
+    def mel(self) -> Mel:
+        """The representation of a model of audio.
+
+        Raises:
+          UserError: the model is one of notes.
+        """
+        if not isinstance(self._representation, Mel):
+            raise UserError(f'model "{self.name}" reads and writes notes: give it MIDI, not audio')
+        return self._representation
+
+    @property
+    def roll(self) -> PianoRoll:
+        """The representation of a model of notes.
+
+        Raises:
+          UserError: the model is one of audio.
+        """
+        if not isinstance(self._representation, PianoRoll):
+            raise UserError(f'model "{self.name}" writes audio, not notes: "midi_tiny" writes notes')
+        return self._representation
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -147,7 +176,7 @@ class Model:
 
         Args:
           x: noisy scaled latents [windows, F, T, C].
-          context: scaled latents of the context, same shape.
+          context: scaled latents of the context [windows, F, T, its channels].
           text_states: of the null text and of the instruction [2, L, D]; `text_mask` [2, L].
           stem: index in `stems`.
           guidance_rescale: see `guidance.rescaled`.

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,12 +29,14 @@ class Feature(NamedTuple):
     """One key of an example, as TFDS stores it.
 
     `kind` is `bytes` (a file's content), `text`, `texts` (a sequence of text), `scalar`, or `tensor`
-    (`tfds.features.Tensor(shape, dtype, encoding="bytes")`). A None in `shape` is fixed by the dataset, or varies.
+    (`tfds.features.Tensor(shape, dtype, encoding)`). A None in `shape` is fixed by the dataset, or varies; so is the
+    `encoding` of tensors, `bytes` or `zlib`.
     """
 
     kind: str
     dtype: type | None = None
     shape: tuple[int | None, ...] = ()
+    encoding: str = "bytes"
 
 
 _ABOUT = {
@@ -232,7 +235,11 @@ def decode_example(payload: bytes, keys: Container[str] | None = None) -> dict[s
 
 
 def decode_feature(feature: Feature, value: list[memoryview] | np.ndarray) -> Any:
-    """The Python or numpy value of one key of an example; a tensor is a view of the payload."""
+    """The Python or numpy value of one key of an example; a tensor that is not compressed is a view of the payload.
+
+    Raises:
+      ValueError: a compressed tensor cannot be unpacked.
+    """
     if feature.kind == "texts":
         return [str(item, "utf-8") for item in value]
     if feature.kind == "text":
@@ -242,7 +249,13 @@ def decode_feature(feature: Feature, value: list[memoryview] | np.ndarray) -> An
     assert feature.dtype is not None
     if feature.kind == "scalar":
         return feature.dtype(value[0])
-    return np.frombuffer(value[0], feature.dtype).reshape([-1 if size is None else size for size in feature.shape])
+    data: bytes | memoryview = value[0]
+    if feature.encoding == "zlib":
+        try:
+            data = zlib.decompress(data)
+        except zlib.error as error:
+            raise ValueError(error) from error
+    return np.frombuffer(data, feature.dtype).reshape([-1 if size is None else size for size in feature.shape])
 
 
 # Datasets: folders of such files, local or remote.
@@ -282,13 +295,15 @@ def read_metadata(data_dir: str | os.PathLike[str], name: str) -> dict[str, Any]
     return _metadata(folder, folder.sizes(), name)
 
 
-def _tensor_shapes(features_json: Mapping[str, Any]) -> dict[str, tuple[int | None, ...]]:
-    features = features_json["featuresDict"]["features"]
-    shapes = {}
-    for key, feature in features.items():
-        sizes = [int(size) for size in feature.get("tensor", {}).get("shape", {}).get("dimensions", ())]
-        shapes[key] = tuple(None if size < 0 else size for size in sizes)
-    return shapes
+def _described(key: str, feature: Feature, features_json: Mapping[str, Any]) -> Feature:
+    """The feature with what the dataset says about it."""
+    if feature.kind != "tensor":
+        return feature
+    told = features_json["featuresDict"]["features"][key]["tensor"]
+    sizes = [int(size) for size in told["shape"].get("dimensions", ())]
+    return feature._replace(
+        shape=tuple(None if size < 0 else size for size in sizes), encoding=told.get("encoding", "bytes")
+    )
 
 
 def _shards(sizes: Mapping[str, int], name: str, split: str, folder: str) -> list[str]:
@@ -324,12 +339,10 @@ class Split:
         self._folder = storage.Folder(dataset_dir(os.fspath(data_dir), name))
         sizes = self._folder.sizes()
         self.metadata = _metadata(self._folder, sizes, name)
-        shapes = _tensor_shapes(json.loads(self._folder.read("features.json")))
+        told = json.loads(self._folder.read("features.json"))
         keys = None if keys is None else set(keys)
         self.features = {
-            key: feature._replace(shape=shapes[key]) if feature.kind == "tensor" else feature
-            for key, feature in SCHEMAS[name].items()
-            if keys is None or key in keys
+            key: _described(key, feature, told) for key, feature in SCHEMAS[name].items() if keys is None or key in keys
         }
         self._shards = _shards(sizes, name, split, self._folder.path)
         indexes = _indexes(self._folder, sizes, self._shards)

@@ -1,8 +1,12 @@
-"""Small multitrack MIDI files for tests."""
+"""MIDI files for tests: small ones, and real ones damaged."""
 
+import io
 from pathlib import Path
 
 import mido
+from hypothesis import strategies as st
+
+from data_pipeline import sources
 
 
 def write_midi(
@@ -22,3 +26,41 @@ def write_midi(
         midi.tracks.append(track)
     midi.tracks[0].append(mido.MetaMessage("end_of_track", time=(beats - 4) * 480))
     midi.save(path)
+
+
+def track(*messages: mido.Message | mido.MetaMessage) -> mido.MidiTrack:
+    return mido.MidiTrack(messages)
+
+
+def note(time: int = 480, **more) -> list[mido.Message]:
+    return [mido.Message("note_on", note=60, **more), mido.Message("note_off", note=60, time=time, **more)]
+
+
+def saved(**fields) -> bytes:
+    buffer = io.BytesIO()
+    mido.MidiFile(**fields).save(file=buffer)
+    return buffer.getvalue()
+
+
+def mutated() -> st.SearchStrategy[bytes]:
+    """Real files with bytes replaced (most in their lower seven bits only, which still parses), removed or repeated."""
+    originals = [path.read_bytes() for path in sorted(Path(sources.SHIPPED.partition(":")[2]).glob("mid/*.mid"))]
+    kinds = st.sampled_from([*["value"] * 20, "set", "cut", "repeat"])
+    edits = st.lists(st.tuples(kinds, st.integers(0, 20_000), st.binary(min_size=1, max_size=6)), max_size=12)
+
+    def apply(original: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
+        content = original
+        for kind, at, new in edits:
+            at %= len(content)
+            old = content[at : at + len(new)]
+            match kind:
+                case "value":
+                    new = bytes(a & 0x80 | b & 0x7F for a, b in zip(old, new, strict=False))
+                case "cut":
+                    new = b""
+                case "repeat":
+                    new = new * 50 + old
+            content = content[:at] + new + content[at + len(old) :]
+        return content
+
+    return st.builds(apply, st.sampled_from(originals), edits)

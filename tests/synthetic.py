@@ -13,6 +13,7 @@ import soundfile
 from tokenizers import Tokenizer
 
 from subtractive_jax import fingerprint, parts, records
+from subtractive_jax.representation import notes as midi
 from subtractive_jax.weights import model_folder
 
 _GENRES = ("rock", "reggae", "jazz")
@@ -125,6 +126,38 @@ def write_windows(data_dir: Path, config: ml_collections.ConfigDict, train: int 
 
     metadata = dict(representation=representation.to_dict())
     _write(data_dir, "windows", dict(train=train, validation=validation), make, metadata, {})
+
+
+def window_of_notes(song: dict[str, list[tuple[float, float, int]]]) -> bytes:
+    """Sixteen beats of (beat, beats, pitch) by stem as in `windows`: beat 0 is the bar line, one more is before it."""
+    tracks = {}
+    for stem, played in song.items():
+        rows = [(round((1 + at) * 480), round((1 + at + long) * 480), pitch, 80) for at, long, pitch in played]
+        tracks[stem] = np.array(sorted(rows), midi.NOTE)
+    return midi.write(480, tracks, {}, [(0, 500_000)], [(0, 1, 4), (480, 4, 4)], 17 * 480)
+
+
+def write_note_windows(data_dir: Path, config: ml_collections.ConfigDict, counts: dict[str, int]) -> None:
+    """Songs of drums, bass, guitar and keys in several keys and rhythms, of each a window for every missing part."""
+    stems = ("drums", "bass", "guitar", "keys")
+
+    def make(i: int, generator: np.random.Generator) -> dict[str, Any]:
+        del generator
+        song, key, stem = i // len(stems), i // len(stems) % 12, stems[i % len(stems)]
+        chords = [[(key + step + tone) % 12 for tone in (0, 4, 7)] for step in (0, 5, 7, 0)]
+        every = (0.5, 1.0, 2.0)[song % 3]
+        beats = np.arange(0, 16, every).tolist()
+        played = {
+            "drums": [(beat, 0.1, 38 if beat % 2 else 36) for beat in beats],
+            "bass": [(beat, every, 36 + chords[int(beat // 4)][0]) for beat in beats],
+            "guitar": [(beat, 1.0, 48 + tone) for beat in range(song % 2, 16, 2) for tone in chords[beat // 4]],
+            "keys": [(4.0 * bar, 4.0, 60 + tone) for bar in range(4) for tone in chords[bar]],
+        }
+        rest = {name: part for name, part in played.items() if name != stem}
+        files = {"mix": played, "context": rest, "stem": {stem: played[stem]}}
+        return {name: window_of_notes(parts) for name, parts in files.items()} | dict(sample_rate=0) | _about(i, stem)
+
+    _write(data_dir, "windows", counts, make, dict(representation=config.representation.to_dict()), {})
 
 
 def write_latents(

@@ -1,5 +1,5 @@
-"""Two chains as users run them, every program for real, on seconds of rendered music and the smallest models: training
-from nothing, and fine-tuning published weights that go back to diffusers."""
+"""Three chains as users run them, every program for real, on seconds of music and the smallest models: training from
+nothing, the same with notes, and fine-tuning published weights that go back to diffusers."""
 
 import json
 import os
@@ -17,8 +17,10 @@ import pytest
 
 from data_pipeline import splits
 from subtractive_jax.representation.audio import read_audio, write_audio
+from subtractive_jax.representation.notes import read_score
 from subtractive_jax.training import checkpoint
 from subtractive_jax.weights import model_folder
+from tests import worlds
 from tests.midi import write_midi
 
 REPOSITORY = Path(__file__).parents[1]
@@ -135,6 +137,42 @@ def test_songs_to_an_inserted_stem(songs, tmp_path):
             shutil.copy(source, folder / name)
     report = run("launch.evaluate", f"--reference={real}", f"--candidate={made}", f"--output={tmp_path / 'table'}")
     assert "FAD" in report
+
+
+NOTES = """
+from tests import worlds
+
+def get_config(stage="subtractive"):
+    config = worlds.notes_config(stage, window_steps=16)
+    config.data.window_hop_bars = 1
+    config.train.update(dict(batch_size=8, warmup_steps=0, log_every=1))
+    return config
+"""
+
+
+def test_notes_to_an_inserted_part(songs, tmp_path):
+    config = tmp_path / "notes.py"
+    config.write_text(NOTES)
+    parent = worlds.notes_model(tmp_path / "parent", window_steps=16)
+    data, base, final, model = (tmp_path / name for name in ("data", "base", "final", "model"))
+    build = [f"--config={config}", f"--data_dir={data}", f"--source=midi:{songs}", f"--encoders={parent}", *fractions()]
+    run("data_pipeline.build", *build)
+    run("launch.train", *train("base", data, base, parent, config=str(config)))
+    run("launch.train", *train("subtractive", data, final, base, config=str(config)))
+    assert {path.suffix for path in (final / "samples" / str(STEPS)).iterdir()} == {".png", ".mid", ".json"}
+    run("launch.convert", "--from=run", f"--input={final}", f"--output={model}")
+
+    song, sampled = songs / "mid" / "song-0.mid", tmp_path / "sampled"
+    asked = ["--instruction=Add a funk bass", "--stem=bass", f"--input={song}", "--remove", f"--output={sampled}"]
+    run("launch.sample", f"--model={model}", *asked)
+    given, mix = read_score(song), read_score(sampled / "mix.mid")
+    for stem in ("drums", "keys"):
+        np.testing.assert_array_equal(mix.parts[stem], given.parts[stem])
+    result = json.loads((sampled / "result.json").read_text())
+    assert result["instruction"] == "Add a funk bass" and result["figures"]["preservation"]["exact"]
+    names = {path.name for path in sampled.iterdir()}
+    players = {f"{name}.wav" for name in ("original", "without_stem", "mix", "stem")}
+    assert names == {"stem.mid", "mix.mid", "roll.png", "result.json", "index.html", *players}
 
 
 MINIATURE = """

@@ -62,10 +62,11 @@ def _reference(solver, config, steps):
     return reference
 
 
+OF_SAMPLES = 1e-4  # diffusers divides by the root of 1 - abar, which float32 holds badly near clean data
 OF_DIFFUSERS = ("ddim", "pndm", "dpmsolver++")  # whose schedulers name our timesteps
 
 
-def _assert_same_steps(plan, reference, seed, names=None):
+def _assert_same_steps(plan, reference, seed, names=None, tolerance=1e-5):
     """Equal samples after every step, each on its own way, from the same noise and the same outputs.
 
     The reference's timesteps are only its names of the steps.
@@ -78,7 +79,7 @@ def _assert_same_steps(plan, reference, seed, names=None):
         expected = reference.step(torch.from_numpy(output), t, expected).prev_sample
         state = solvers.step(plan, call, state, output)
         scale = np.abs(expected.numpy()).max()
-        np.testing.assert_allclose(state.x, expected, rtol=0, atol=1e-5 * scale, err_msg=f"call {call}")
+        np.testing.assert_allclose(state.x, expected, rtol=0, atol=tolerance * scale, err_msg=f"call {call}")
 
 
 @pytest.mark.parametrize("solver", OF_DIFFUSERS)
@@ -97,8 +98,33 @@ def test_solvers_take_the_steps_of_diffusers(solver, config, prediction_type):
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("steps", [1, 2, 20])
-def test_zero_terminal_snr_is_sampled_as_diffusers_does(solver, steps):
-    _assert_same_steps(solvers.plan(ZERO_SNR, solver, steps), _reference(solver, ZERO_SNR, steps), seed=steps)
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_zero_terminal_snr_is_sampled_as_diffusers_does(solver, steps, prediction_type):
+    config = _schedule(**{**ZERO_SNR, "prediction_type": prediction_type})
+    reference = _reference(solver, config, steps)
+    _assert_same_steps(solvers.plan(config, solver, steps), reference, seed=steps, tolerance=OF_SAMPLES)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])  # diffusers' PNDM and Heun do not know it
+@pytest.mark.parametrize("config", SCHEDULES.values(), ids=SCHEDULES)
+def test_predicted_samples_take_the_steps_of_diffusers(solver, config):
+    config = _schedule(**{**config, "prediction_type": "sample"})
+    for steps in (1, 2, 20, 50):
+        plan, reference = solvers.plan(config, solver, steps), _reference(solver, config, steps)
+        np.testing.assert_array_equal(plan.timesteps, reference.timesteps)
+        _assert_same_steps(plan, reference, seed=steps, tolerance=OF_SAMPLES)
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+@pytest.mark.parametrize("config", [*SCHEDULES.values(), ZERO_SNR], ids=[*SCHEDULES, "zero terminal SNR"])
+def test_a_perfect_prediction_of_the_sample_is_where_every_solver_ends(solver, config):
+    config = _schedule(**{**config, "prediction_type": "sample", "set_alpha_to_one": True})
+    x, noise = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    plan = solvers.plan(config, solver, 12)
+    state = solvers.start(plan, schedule.add_noise(x, noise, plan.timesteps[0], schedule.rates(config)))
+    for call in range(len(plan.timesteps)):
+        state = solvers.step(plan, call, state, x)
+    np.testing.assert_allclose(state.x, x, atol=2e-4)
 
 
 @pytest.mark.parametrize("prediction_type", PRESERVES_VARIANCE)
@@ -301,7 +327,7 @@ def test_min_snr_weights_are_the_published_ones(gamma):
     reference = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     snr = compute_snr(reference, torch.arange(1000)).numpy()
     rates = schedule.rates(_schedule())
-    for prediction_type, over in (("epsilon", snr), ("v_prediction", snr + 1)):
+    for prediction_type, over in (("epsilon", snr), ("v_prediction", snr + 1), ("sample", 1.0)):
         expected = np.minimum(snr, gamma) / over
         np.testing.assert_allclose(objective.min_snr_weights(prediction_type, rates, gamma), expected, rtol=1e-4)
     share = np.arange(1, 1001) / 1000
@@ -312,7 +338,7 @@ def test_min_snr_weights_are_the_published_ones(gamma):
 
 def test_pure_noise_has_no_weight():
     """It says nothing of the data, and there is no NaN."""
-    for config in (ZERO_SNR, FLOW):
+    for config in (ZERO_SNR, FLOW, _schedule(**{**ZERO_SNR, "prediction_type": "sample"})):
         weights = objective.min_snr_weights(config.prediction_type, schedule.rates(config), 5.0)
         assert (weights[:-1] > 0).all() and weights[-1] == 0
 
@@ -350,6 +376,19 @@ def test_flow_is_not_exchanged_with_diffusers(tmp_path):
             source.check()
     config.schedule.prediction_type = "flow_prediction"
     with pytest.raises(UserError, match="no scheduler of diffusers takes the steps"):
+        schedulers.to_json(config)
+
+
+def test_predicted_samples_are_exchanged_with_the_schedulers_that_know_them():
+    config = minimal.get_config()
+    config.schedule.prediction_type = "sample"
+    for solver in ("ddim", "dpmsolver++"):
+        config.sampling.solver = solver
+        content = schedulers.to_json(config)
+        reference = getattr(diffusers, content["_class_name"]).from_config(content)
+        assert reference.config.prediction_type == "sample"
+    config.sampling.solver = "pndm"
+    with pytest.raises(UserError, match="does not read .*sample.*: take ddim"):
         schedulers.to_json(config)
 
 

@@ -61,7 +61,7 @@ def test_table_texts(rng):
     assert "second: no model" in text and "first: no FAD-inf, which takes 1000 patches and has 18" in text
     header, first, second = table.to_csv(rows).splitlines()
     assert header.startswith("name,count,fd_value,fd_low,fd_high")
-    assert first.startswith("first,6,") and second == "second,0" + "," * (3 * len(table.METRICS) + 1) + "no model"
+    assert first.startswith("first,6,") and second == "second,0" + "," * (4 * len(table.METRICS) + 1) + "no model"
 
 
 def windows(rng, groups):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import auffusion_t5, minimal, riffusion
+from configs import auffusion_t5, midi_tiny, minimal, riffusion
 from subtractive_jax.diffusion import objective, schedule, timesteps
 from subtractive_jax.errors import UserError
 from subtractive_jax.training import latent_stages
@@ -27,7 +27,7 @@ def _batch(task):
     """Latents of noise and empty texts."""
     random = np.random.default_rng(0)
     batch = {name: np.zeros((_EXAMPLES, *leaf.shape), leaf.dtype) for name, leaf in task.example.items()}
-    for name in ("target", "context"):
+    for name in [name for name in ("target", "context") if name in batch]:
         batch[name] = random.standard_normal(batch[name].shape).astype(np.float16)
     batch["text_mask"][:, 0] = True
     return batch | dict(row=np.arange(_EXAMPLES, dtype=np.int32), valid=np.ones(_EXAMPLES, bool))
@@ -56,8 +56,10 @@ def _losses(config, train):
         (minimal.get_config("base"), (8, 16, 16), (64, 32)),
         (riffusion.get_config(), (64, 64, 8), (77, 768)),
         (auffusion_t5.get_config(), (32, 128, 8), (77, 768)),
+        (midi_tiny.get_config(), (8, 64, 48), (64, 256)),
+        (midi_tiny.get_config("base"), (8, 64, 48), (64, 256)),
     ],
-    ids=["minimal", "minimal base", "riffusion", "auffusion_t5"],
+    ids=["minimal", "minimal base", "riffusion", "auffusion_t5", "midi_tiny", "midi_tiny base"],
 )
 def test_a_task_needs_no_dataset(config, latent, text):
     task = latent_stages.task(config)
@@ -141,6 +143,57 @@ def test_noise_without_data_gives_finite_gradients():
     gradients = jax.jit(jax.grad(lambda params: task.loss(params, batch, _STEP, True)[0].mean()))(_params(task))
     norms = np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradients)])
     assert np.isfinite(norms).all() and norms.max() > 0
+
+
+def test_a_denoiser_of_notes_begins_as_a_threshold():
+    """Before any training it tells cells that stand out of the noise, and writes zeros where none does."""
+    config = worlds.notes_config("base")
+    config.denoiser.block_out_channels = (48,)
+    task = latent_stages.task(config)
+    params = jax.jit(lambda key: task.init_params(key, {}))(jax.random.key(0))
+    batch, random = _batch(task), np.random.default_rng(0)
+    batch["target"] = (random.random(batch["target"].shape) < 0.006).astype(np.float16)
+    _, figures = jax.jit(lambda params: task.loss(params, batch, jnp.int32(0), False))(params)
+    nothing = np.square(config.latent_scale[0] * batch["target"].astype(np.float32)).mean()
+    errors = [float((error * weight).sum() / weight.sum()) / nothing for error, weight in figures.values()]
+    assert errors[0] < 0.6 and errors == sorted(errors) and errors[-1] < 1.3
+
+
+def _context(playing):
+    """A context [1, F, T, C] of `midi_tiny` in which these parts have notes, and one at a bar line."""
+    roll = latent_stages.piano_roll(worlds.notes_config())
+    context = np.zeros((1, roll.octaves, roll.window_steps, roll.context_channels), np.float32)
+    for number, part in enumerate(roll.parts):
+        if part in playing:
+            context[..., roll.channels_of(part)] = number + 1.0
+        else:
+            context[..., roll.channels + number] = 1.0
+    context[..., ::16, -1] = 1.0
+    return roll, context
+
+
+def test_parts_are_dropped_from_contexts_but_never_all():
+    roll, context = _context(("drums", "guitar", "keys"))
+    keys = jax.random.split(jax.random.key(0), 400)
+    dropped = np.asarray(latent_stages.drop_parts(roll, jnp.asarray(context.repeat(400, axis=0)), 0.35, keys))
+    np.testing.assert_array_equal(dropped[..., -1], context[..., -1].repeat(400, axis=0))
+    missing = dropped[:, 0, 0, roll.channels : -1] == 1.0
+    for number, part in enumerate(roll.parts):
+        gone = missing[:, number]
+        channels = dropped[..., roll.channels_of(part)]
+        assert (channels[gone] == 0.0).all() and (channels[~gone] == number + 1.0).all()
+    assert missing[:, roll.parts.index("bass")].all()
+    assert (~missing).any(axis=1).all()
+    shares = missing.mean(axis=0)[[0, 2, 3]]
+    assert (np.abs(shares - (0.35 - 0.35**3 / 3)) < 0.08).all()  # three at once would leave one
+    assert len({tuple(row) for row in missing.tolist()}) == 7
+
+
+def test_a_stem_that_is_no_part_of_the_roll_is_refused():
+    config = worlds.notes_config()
+    config.data.stems = ("drums", "bass+drums")
+    with pytest.raises(UserError, match=r'unknown part of the piano roll in config.data.stems "bass\+drums"'):
+        latent_stages.task(config)
 
 
 def test_settings_that_cannot_be_are_refused():

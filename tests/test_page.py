@@ -1,14 +1,17 @@
 """The listening page: complete, self-contained, and safe against whatever an instruction holds."""
 
 import html.parser
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from subtractive_jax import page
 from subtractive_jax.errors import UserError
 from subtractive_jax.page import pictures
+from subtractive_jax.representation import notes as midi
 from subtractive_jax.representation.audio import write_audio
 
 INSTRUCTIONS = (
@@ -177,3 +180,54 @@ def test_waveforms_of_a_row_share_one_scale(tmp_path):
     text = page.write(tmp_path, "Levels", [page.Row("quiet", "Add drums", players)]).read_text()
     paths = re.findall(r'<path d="M([\d., ]+)Z"', text)
     assert [min(int(point.split(",")[1]) for point in path.split()) for path in paths] == [0, 25, 50]
+
+
+def _score(seconds=8.0):
+    """Two bars of drums, bass and guitar at 120 BPM, and rests to the end."""
+    rows = {
+        "drums": [(480 * beat, 480 * beat + 240, 36, 100) for beat in range(8)],
+        "bass": [(0, 1920, 40, 100), (1920, 3840, 45, 20)],
+        "guitar": [(960, 1920, 90, 127)],
+    }
+    parts = {stem: np.array(notes, midi.NOTE) for stem, notes in rows.items()}
+    return midi.read_score(midi.write(480, parts, {}, [(0, 500_000)], [(0, 4, 4)], round(seconds * 960)))
+
+
+def _pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def _columns(pixels, colour):
+    """Where in the picture's width there is this colour, as shares; the legend is left out."""
+    return np.flatnonzero((np.abs(pixels[40:] - colour).max(axis=2) < 12).any(axis=0)) / pixels.shape[1]
+
+
+def test_a_piano_roll_has_notes_where_they_are_played():
+    whole = _pixels(pictures.piano_roll(_score()))
+    longer = _pixels(pictures.piano_roll(_score(), seconds=16.0))
+    guitar = _columns(whole, (213, 94, 0))
+    assert guitar.min() == pytest.approx(1 / 8, abs=0.01) and guitar.max() == pytest.approx(2 / 8, abs=0.01)
+    assert _columns(longer, (213, 94, 0)).max() == pytest.approx(1 / 8, abs=0.01)
+    rows = np.flatnonzero((np.abs(whole[40:] - (213, 94, 0)).max(axis=2) < 12).any(axis=1))
+    bass = np.flatnonzero((whole[40:, : whole.shape[1] // 8] @ (-1, 0, 1) > 100).any(axis=1))  # blue
+    assert len(rows) and rows.max() < bass.min()  # pitch is upwards
+
+
+def test_what_is_new_stands_out_of_a_piano_roll():
+    alike, marked = (_pixels(pictures.piano_roll(_score(), new)) for new in ((), ("guitar",)))
+    assert alike.shape == marked.shape
+    assert len(_columns(marked, (213, 94, 0))) and not len(_columns(marked, (0, 114, 178)))  # the bass is pale
+    assert len(_columns(alike, (28, 27, 34))) < len(_columns(marked, (28, 27, 34)))  # the guitar has an outline
+
+
+@pytest.mark.parametrize("seconds", [0.001, 3_600.0])
+def test_piano_rolls_of_any_length(seconds):
+    assert 1600 <= Image.open(io.BytesIO(pictures.piano_roll(_score(), seconds=seconds))).width <= 12_000
+
+
+def test_a_row_may_have_a_picture_and_no_players(tmp_path):
+    picture = pictures.piano_roll(_score())
+    text = page.write(tmp_path, "MIDI", [page.Row("job", "Add guitar", picture=picture)]).read_text()
+    elements = Elements(text)
+    (image,) = elements.all("img")
+    assert image["src"].startswith("data:image/png;base64,") and elements.open == [] and not elements.all("audio")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from subtractive_jax import page
+from subtractive_jax.page import pictures
+from subtractive_jax.representation import notes as midi
 from subtractive_jax.representation.audio import write_audio
 
 RATE = 16_000
@@ -27,6 +29,12 @@ def browser():
         browser.close()
 
 
+def _piano_roll():
+    notes = np.array([(0, 480, 60, 90), (7680, 8160, 64, 90)], midi.NOTE)
+    content = midi.write(480, {"keys": notes}, {}, [(0, 500_000)], [(0, 4, 4)], 7680)
+    return pictures.piano_roll(midi.read_score(content), seconds=8.0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
@@ -44,6 +52,7 @@ def folder(tmp_path_factory):
             {"Onset agreement (F1)": round(1.0 / (index + 1), 3), "Stem against music (dB)": -6.0 - index},
             section=("Generation", "Style transfer")[index >= 20],
             flags=["silent_stem"] if index == 1 else [],
+            picture=_piano_roll() if index == 2 else b"",
         )
         for index in range(24)
     ]
@@ -121,6 +130,18 @@ def test_a_click_into_a_picture_goes_there(opened):
     assert opened.get_attribute("#row-0 figure:nth-child(2) .version", "aria-pressed") == "true"
     opened.click("#row-0 .play")
     _wait(opened, "document.querySelectorAll('#row-0 audio')[1].currentTime > 6.5")
+
+
+def test_the_piano_roll_shows_and_sets_the_position(opened):
+    roll = opened.locator("#row-2 .roll")
+    roll.click(position={"x": 0.5 * roll.bounding_box()["width"], "y": 40})
+    _wait(opened, "document.querySelector('#row-2 output').value.startsWith('0:04')")
+    head = opened.locator("#row-2 .roll .playhead")
+    assert head.is_visible()
+    share = (head.bounding_box()["x"] - roll.bounding_box()["x"]) / roll.bounding_box()["width"]
+    assert abs(share - 0.5) < 0.01
+    opened.click("#row-2 .play")
+    _wait(opened, "parseFloat(document.querySelector('#row-2 .roll .playhead').style.left) > 53")
 
 
 def test_the_end_is_an_end_and_play_begins_again(opened):

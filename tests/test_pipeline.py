@@ -350,5 +350,5 @@ def test_the_program_fails_with_one_line():
     done = run_program("data_pipeline.build", "--config=configs/minimal.py", "--data_dir=nowhere", "--until=latents")
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: --until=latents needs --encoders=MODEL, a model with an autoencoder and a text encoder"
+        "error: --until=latents needs --encoders=MODEL, a model with a text encoder and, for audio, an autoencoder"
     ]

@@ -1,6 +1,5 @@
 """Folders of MIDI files to songs, songs to recordings, and what is refused."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +8,12 @@ import mido
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from data_pipeline import sources
 from data_pipeline.song import Recording, Rejected, Song, Tools
 from data_pipeline.sources import midi
 from subtractive_jax.errors import UserError
-from tests.midi import write_midi
+from tests.midi import mutated, note, saved, track, write_midi
 
 RATE = 16_000
 SHIPPED = Path(sources.SHIPPED.partition(":")[2])
@@ -30,20 +28,6 @@ def write_manifest(folder: Path, *lines: object) -> None:
     shutil.copy(SHIPPED / "mid" / "demo-cc0-ska.mid", folder / "inside.mid")
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     (folder / "songs.jsonl").write_text(text)
-
-
-def track(*messages: mido.Message | mido.MetaMessage) -> mido.MidiTrack:
-    return mido.MidiTrack(messages)
-
-
-def note(time: int = 480, **more) -> list[mido.Message]:
-    return [mido.Message("note_on", note=60, **more), mido.Message("note_off", note=60, time=time, **more)]
-
-
-def saved(**fields) -> bytes:
-    buffer = io.BytesIO()
-    mido.MidiFile(**fields).save(file=buffer)
-    return buffer.getvalue()
 
 
 def songs(folder: Path) -> list[Song]:
@@ -219,30 +203,6 @@ def test_bad_files_are_refused(tmp_path, content, reason):
 def test_a_file_that_is_gone_is_refused(tmp_path):
     with pytest.raises(UserError, match="gone.mid: cannot be read"):
         load(tmp_path / "gone.mid")
-
-
-def mutated() -> st.SearchStrategy[bytes]:
-    """Real files with bytes replaced (most in their lower seven bits only, which still parses), removed or repeated."""
-    originals = [path.read_bytes() for path in sorted((SHIPPED / "mid").glob("*.mid"))]
-    kinds = st.sampled_from([*["value"] * 20, "set", "cut", "repeat"])
-    edits = st.lists(st.tuples(kinds, st.integers(0, 20_000), st.binary(min_size=1, max_size=6)), max_size=12)
-
-    def apply(original: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
-        content = original
-        for kind, at, new in edits:
-            at %= len(content)
-            old = content[at : at + len(new)]
-            match kind:
-                case "value":
-                    new = bytes(a & 0x80 | b & 0x7F for a, b in zip(old, new, strict=False))
-                case "cut":
-                    new = b""
-                case "repeat":
-                    new = new * 50 + old
-            content = content[:at] + new + content[at + len(old) :]
-        return content
-
-    return st.builds(apply, st.sampled_from(originals), edits)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

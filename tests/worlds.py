@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from configs import minimal
+from configs import midi_tiny, minimal
 from subtractive_jax.training import text_stage
 from tests import synthetic
 
@@ -34,6 +34,25 @@ def small_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         dict(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     )
     return config
+
+
+def notes_config(stage: str = "subtractive", window_steps: int = 64) -> ml_collections.ConfigDict:
+    """`midi_tiny` with the text encoder of `minimal` and a UNet of one block."""
+    config, small = midi_tiny.get_config(stage), small_config()
+    config.representation.window_steps = window_steps
+    config.text_encoder = small.text_encoder
+    denoiser = small.denoiser.to_dict() | dict(block_out_channels=(16,))
+    config.denoiser.update(denoiser)
+    config.sampling.steps = 2
+    return config
+
+
+def notes_model(folder: Path, window_steps: int = 64) -> Path:
+    """A model folder of notes, untrained."""
+    tokenizer = text_stage.train_tokenizer(["Add a funk bass", "Add rock drums", "Add guitar", "Add jazz keys"], 256)
+    return synthetic.write_model(
+        folder, notes_config(window_steps=window_steps), ("text_encoder", "denoiser"), tokenizer
+    )
 
 
 def make(folder: Path) -> World:

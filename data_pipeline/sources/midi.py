@@ -7,27 +7,32 @@
                            unpacked: PATH/lmd_full/0/<md5>.mid. A song's id is its path without the suffix. Files of the
                            same MD5 name are one group, which is how Lakh repeats a song.
 
-Tracks named `<stem>/<instrument>` are grouped by those names, other files by General MIDI program (`grouping.py`).
+Tracks named `<stem>/<instrument>` are grouped by those names, other files by General MIDI program (`notes.py`).
 """
 
+import contextlib
 import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mido
+import numpy as np
+from tqdm import tqdm
 
 from data_pipeline import files, grouping, render, sidecars
 from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
 from subtractive_jax.errors import UserError
+from subtractive_jax.representation.audio import audio_writer
+from subtractive_jax.representation.notes import MAX_BYTES, STEMS, Score, read_score
 
 _SUFFIXES = (".mid", ".midi")
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_MAX_BYTES = 2 << 20  # a quarter of a million notes; reading them takes seconds
 _ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{1000}")  # mido reads any, in time that grows with the square of its length
+_GAIN = np.float32(3.0)  # of 25 songs rendered the loudest peaked at 0.24
 _PLAUSIBLE_TEMPO = (20.0, 400.0)  # beats a minute
 
 
@@ -97,7 +102,7 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
     if not parts:
         raise UserError("the MIDI file holds no notes")
     clock = render.Clock(midi)
-    stems = {stem: own for stem in grouping.STEMS if (own := [part for part in parts if part.stem == stem])}
+    stems = {stem: own for stem in STEMS if (own := [part for part in parts if part.stem == stem])}
     soundfont = render.soundfont_of(song.song_id, tools.soundfonts)
     blocks = render.render(stems, clock, sample_rate, soundfont, tools.renderer or render.renderer())
     seconds = clock.samples(clock.end, 1000) / 1000
@@ -112,11 +117,69 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
     return Recording(tuple(stems), blocks, tags | song.tags, notes=notes)
 
 
+def render_versions(versions: Mapping[Path, bytes], sample_rate: int) -> None:
+    """Renders MIDI files of one tempo map, such as a song with and without a stem, to mono audio files.
+
+    A stem that several have alike is rendered once, so that it sounds the same in all of them.
+
+    Args:
+      versions: the MIDI files by the audio files to be written.
+
+    Raises:
+      UserError: a file is damaged, too long or has too many parts.
+    """
+    songs = [parse(content) for content in versions.values()]
+    distinct: list[list[grouping.Part]] = []  # a stem's parts
+    plays = np.zeros((len(songs), sum(len(grouping.parts(song)) for song in songs)), np.float32)
+    for row, song in zip(plays, songs, strict=True):
+        by_stem: dict[str, list[grouping.Part]] = {}
+        for part in grouping.parts(song):
+            by_stem.setdefault(part.stem, []).append(part)
+        for parts in by_stem.values():
+            if parts not in distinct:
+                distinct.append(parts)
+            row[distinct.index(parts)] = 1.0
+    clock = max(map(render.Clock, songs), key=lambda clock: clock.end)
+    stems = {str(index): parts for index, parts in enumerate(distinct)}
+    blocks = render.render(stems, clock, sample_rate, "", render.renderer())
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(audio_writer(path, 1, sample_rate)) for path in versions]
+        for block in tqdm(blocks, desc="rendering", unit="block", disable=None, leave=False):
+            for write, line in zip(writers, _GAIN * plays[:, : len(distinct)] @ block, strict=True):
+                write(line[None])
+
+
+def load_notes(song: Song) -> tuple[Score, dict[str, Any]]:
+    """The song's notes, and its tags: those of the source, and of each stem its instruments.
+
+    Raises:
+      UserError: the file is damaged, of a type without a common time, without notes, or too long.
+    """
+    ((_, path),) = song.files
+    with files.open_file(path) as file:
+        score = read_score(file.read(MAX_BYTES + 1))
+    known = song.tags.get("stems", {})
+    stems = {stem: {"instruments": list(names)} | known.get(stem, {}) for stem, names in score.instruments.items()}
+    first = min(int(part["start"][0]) for part in score.parts.values())
+    tempo = 60e6 / [tempo for tick, tempo in score.tempos if tick <= first][-1]
+    tags = {"tempo": round(tempo, 1)} if _PLAUSIBLE_TEMPO[0] <= tempo <= _PLAUSIBLE_TEMPO[1] else {}
+    return score, tags | song.tags | {"stems": stems}
+
+
 def read(path: str) -> mido.MidiFile:
     with files.open_file(path) as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"a MIDI file of more than {_MAX_BYTES >> 20} MB")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UserError(f"a MIDI file of more than {MAX_BYTES >> 20} MB")
+    return parse(content)
+
+
+def parse(content: bytes) -> mido.MidiFile:
+    """A MIDI file's content.
+
+    Raises:
+      UserError: it is damaged, or of a type without a common time.
+    """
     if _ENDLESS_NUMBER.search(content):
         raise UserError("not readable as MIDI (a number of a thousand bytes)")
     try:

@@ -9,7 +9,7 @@
           stems/S00.flac              or .wav
           mix.flac, all_src.mid, MIDI/S00.mid: left out
 
-Stems are added up by `grouping.stem_of_program`. Those that were never rendered are not in the mix either. The splits
+Stems are added up by `notes.stem_of_program`. Those that were never rendered are not in the mix either. The splits
 are the collection's, and songs from one MIDI file are one group.
 """
 
@@ -18,9 +18,9 @@ from collections.abc import Collection, Iterator
 import yaml
 
 from data_pipeline import decode, files
-from data_pipeline.grouping import stem_of_program
 from data_pipeline.song import Rejected, Song
 from subtractive_jax.errors import UserError
+from subtractive_jax.representation.notes import stem_of_program
 
 load = decode.load_stems
 _SPLITS = ("train", "validation", "test")

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline import decode, files
-from data_pipeline.grouping import STEMS
 from data_pipeline.song import TAGS, Rejected, Song
 from subtractive_jax.errors import UserError, unknown_name
+from subtractive_jax.representation.notes import STEMS
 
 _MIXES = ("mix", "mixture")
 

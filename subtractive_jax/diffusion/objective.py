@@ -1,7 +1,9 @@
 """What the denoiser predicts, how it is read, and how errors are weighted.
 
-Epsilon (Ho et al. 2020), v (Salimans & Ho 2022, appendix D), or the velocity of rectified flow (Liu et al. 2022). Each
-is a mixture of data and noise, as x_t is; together the two mixtures tell both.
+Epsilon (Ho et al. 2020), v (Salimans & Ho 2022, appendix D), the velocity of rectified flow (Liu et al. 2022), or the
+data themselves ("sample", diffusers' name): noise of many channels cannot pass through a network that is narrower than
+they are, sparse data can (Li & He 2025, arXiv:2511.13720, "Back to basics"). Each is a mixture of data and noise, as
+x_t is; together the two mixtures tell both.
 """
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from subtractive_jax.diffusion.schedule import FLOW, Array, rates_at
 from subtractive_jax.errors import UserError, unknown_name
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", FLOW)
+PREDICTION_TYPES = ("epsilon", "v_prediction", FLOW, "sample")
 
 
 def _mixture(prediction_type: str, signal: Array, noise: Array) -> tuple[Array | float, Array | float]:
@@ -20,6 +22,8 @@ def _mixture(prediction_type: str, signal: Array, noise: Array) -> tuple[Array |
         return -noise, signal
     if prediction_type == FLOW:
         return -1.0, 1.0
+    if prediction_type == "sample":
+        return 1.0, 0.0
     raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
@@ -48,7 +52,8 @@ def reading(prediction_type: str, rates: np.ndarray) -> np.ndarray:
 def min_snr_weights(prediction_type: str, rates: np.ndarray, gamma: float) -> np.ndarray:
     """Min-SNR weights of the output's squared error (Hang et al. 2023, arXiv:2303.09556), for `rates` [..., 2]: [...].
 
-    The squared error of x0 counts min(SNR, gamma) times: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v.
+    The squared error of x0 counts min(SNR, gamma) times: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v,
+    and as it is for the sample.
 
     Raises:
       UserError: `gamma` is not positive, or unknown `prediction_type`.

@@ -170,11 +170,12 @@ def kl_sigmoid(target_logits: np.ndarray, logits: np.ndarray, eps: float = 1e-6)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure and the ends of its interval."""
+    """A figure, the ends of its interval, and the number of values it is of."""
 
     value: float
     low: float
     high: float
+    count: int
 
 
 def bootstrap(
@@ -208,4 +209,4 @@ def bootstrap(
     value = statistic(*(np.arange(count) for count in counts))
     draws = [statistic(*drawn()) for _ in range(replicates)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - np.mean(draws)
-    return Estimate(value, float(value + low), float(value + high))
+    return Estimate(value, float(value + low), float(value + high), counts[-1])

@@ -101,21 +101,38 @@ def patches(embeddings: Sequence[Embedding], indices: np.ndarray) -> np.ndarray:
     return np.concatenate([embeddings[index].patches for index in indices])
 
 
-def mean(values: np.ndarray, replicates: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """The mean of `[files]` with its percentile bootstrap interval, which for a share stays within 0 and 1."""
-    indices = np.random.default_rng(seed).integers(len(values), size=(replicates, len(values)))
-    low, high = np.quantile(values[indices].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(values.mean()), float(low), float(high))
+def mean(
+    values: np.ndarray,
+    replicates: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    groups: Sequence[str] | None = None,
+) -> Estimate:
+    """The mean of `[files]` with its percentile bootstrap interval, which for a share stays within 0 and 1.
+
+    Args:
+      groups: of each value; those of one group are drawn together, since they are not independent.
+    """
+    _, of = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    sums, counts = np.bincount(of, values), np.bincount(of)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(replicates, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
-def to_text(rows: Sequence[Row]) -> str:
-    """The table for a terminal, values with their 95 % intervals; columns that no row fills are left out."""
-    filled = [metric for metric in METRICS if any(metric in row.figures for row in rows)]
+def to_text(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS) -> str:
+    """The table for a terminal, values with their 95 % intervals; columns that no row fills are left out.
+
+    Args:
+      metrics: columns and their headings.
+    """
+    filled = [metric for metric in metrics if any(metric in row.figures for row in rows)]
     blocks = []
     for start in range(0, len(filled), _COLUMNS_A_BLOCK):
-        metrics = filled[start : start + _COLUMNS_A_BLOCK]
-        head = ["", "N", *(METRICS[metric] for metric in metrics)]
-        lines = [[row.name, str(row.count), *(with_interval(row.figures.get(key)) for key in metrics)] for row in rows]
+        columns = filled[start : start + _COLUMNS_A_BLOCK]
+        head = ["", "N", *(metrics[metric] for metric in columns)]
+        lines = [[row.name, str(row.count), *(_cell(row, metric) for metric in columns)] for row in rows]
         blocks.append(aligned([head, *lines]))
     named: dict[str, list[str]] = {}
     for row in rows:
@@ -123,6 +140,13 @@ def to_text(rows: Sequence[Row]) -> str:
             named.setdefault(row.note, []).append(row.name)
     notes = [f"{'all rows' if len(names) == len(rows) else ', '.join(names)}: {note}" for note, names in named.items()]
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+
+
+def _cell(row: Row, metric: str) -> str:
+    """The figure, and of how many it is where they are fewer than the row's."""
+    estimate = row.figures.get(metric)
+    fewer = f" of {estimate.count}" if estimate and estimate.count != row.count else ""
+    return with_interval(estimate) + fewer
 
 
 def with_interval(estimate: Estimate | None) -> str:
@@ -138,15 +162,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The table as CSV: three columns a metric."""
-    ends = ("value", "low", "high")
+def to_csv(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS) -> str:
+    """The table as CSV: four columns a metric."""
+    ends = ("value", "low", "high", "count")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "count", *(f"{metric}_{end}" for metric in METRICS for end in ends), "note"])
+    writer.writerow(["name", "count", *(f"{metric}_{end}" for metric in metrics for end in ends), "note"])
     for row in rows:
         cells = [
-            getattr(row.figures[metric], end) if metric in row.figures else "" for metric in METRICS for end in ends
+            getattr(row.figures[metric], end) if metric in row.figures else "" for metric in metrics for end in ends
         ]
         writer.writerow([row.name, row.count, *cells, row.note])
     return text.getvalue()

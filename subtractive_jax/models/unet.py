@@ -45,6 +45,7 @@ _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _TRANSFORMER_NORM_EPSILON = 1e-6
 _MAX_PERIOD = 10_000
 _STEM_EMBEDDING_STD = 0.02
+_STEEPNESS, _THRESHOLD = 2.0, 2.5  # of `soft_threshold`, in standard deviations of the noise
 
 
 def timestep_embedding(timestep: jax.Array, features: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
@@ -338,6 +339,31 @@ def condition_adapter(config: Any) -> Network:
     """The adapter alone, for a denoiser that gets a new one: its parameters are the denoiser's `condition_adapter`."""
     widths = config.condition_dim, config.cross_attention_dim
     return Network(lambda rngs: _ConditionAdapter(*widths, jnp.float32, rngs))
+
+
+def soft_threshold(params: Params, channels: int, height: float) -> Params:
+    """A fresh denoiser's parameters, changed so that it begins as a soft threshold of its first input channels.
+
+    For data that are zero in nearly all cells and `height` in the others: the best guess is zero until a cell stands
+    out of the noise. From LeCun's initial values a denoiser writes zeros for a thousand steps before it finds that out;
+    from here, what the last resnet adds is how likely each cell is, which is all that is left to learn.
+
+    Args:
+      channels: noisy channels, the first that `conv_in` reads.
+    """
+    params = jax.tree.map(lambda leaf: leaf, params)  # new dicts
+    block = params["up_blocks"][max(params["up_blocks"], key=int)]["resnets"]
+    last, width = block[max(block, key=int)], params["conv_in"]["kernel"].shape[-1]
+    conv_in, shortcut = params["conv_in"]["kernel"], last["conv_shortcut"]["kernel"]
+    params["conv_in"]["kernel"] = conv_in.at[1, 1, :channels].add(jnp.eye(channels, width))
+    # The last skip is what conv_in gives, and comes after what the resnets give.
+    last["conv_shortcut"]["kernel"] = jnp.zeros_like(shortcut).at[0, 0, -width:].set(jnp.eye(width))
+    last["conv2"]["kernel"] = jnp.zeros_like(last["conv2"]["kernel"])
+    params["conv_norm_out"]["scale"] = jnp.full(width, _STEEPNESS)
+    params["conv_norm_out"]["bias"] = jnp.full(width, -_THRESHOLD * _STEEPNESS)
+    through = jnp.zeros_like(params["conv_out"]["kernel"]).at[1, 1].set(jnp.eye(width, channels))
+    params["conv_out"]["kernel"] = through * height / (_STEEPNESS * _THRESHOLD)  # twice the threshold becomes height
+    return params
 
 
 def widen_input(params: Params, in_channels: int) -> Params:

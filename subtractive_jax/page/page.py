@@ -1,7 +1,9 @@
 """Writes the listening page."""
 
+import base64
 import dataclasses
 import html
+import io
 import itertools
 import os
 import urllib.parse
@@ -11,6 +13,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from subtractive_jax.page import pictures
 from subtractive_jax.sampling.song import mono, song_file
@@ -32,6 +35,7 @@ class Row:
       note: a remark, such as why a job failed.
       section: the heading it stands under, such as "Style transfer".
       flags: what a listener should know first, such as "silent_stem".
+      picture: a PNG file over the players, as long as what they play, such as a piano roll; none if empty.
     """
 
     title: str
@@ -42,6 +46,7 @@ class Row:
     note: str = ""
     section: str = ""
     flags: Sequence[str] = ()
+    picture: bytes = b""
 
 
 def write(folder: str | os.PathLike[str], title: str, rows: Sequence[Row], kind: str = "Job") -> Path:
@@ -137,7 +142,9 @@ def _card(folder: Path, index: int, row: Row, level: int) -> str:
         f'<header><p class="job">{_text(row.title)}</p>'
         f'<h{level} class="instruction" id="title-{index}">{_text(row.instruction)}</h{level}>{_badges(row)}</header>'
         + (f'<p class="note">{_text(row.note)}</p>' if row.note else "")
-        + (f'{_TRANSPORT}<div class="players" role="group" aria-label="Versions">{players}</div>' if players else "")
+        + (_TRANSPORT if players else "")
+        + (_roll(row) if row.picture else "")
+        + (f'<div class="players" role="group" aria-label="Versions">{players}</div>' if players else "")
         + (f"<dl>{facts}</dl>" if facts else "")
         + "</article>"
     )
@@ -149,6 +156,17 @@ _TRANSPORT = (
     '</button><input type="range" class="position" min="0" max="1" step="any" value="0" aria-label="Position">'
     "<output></output></div>"
 )
+
+
+def _roll(row: Row) -> str:
+    image = Image.open(io.BytesIO(row.picture))
+    source = "data:image/png;base64," + base64.b64encode(row.picture).decode()
+    return (
+        '<div class="roll" tabindex="0" role="region" aria-label="Piano roll">'
+        f'<div class="picture" style="min-width:{image.width // 2}px">'
+        f'<img src="{source}" alt="Piano roll: {_text(row.title)}" loading="lazy">'
+        '<span class="playhead" hidden></span></div></div>'
+    )
 
 
 def _player(number: int, label: str, file: str, image: str, waveform: str) -> str:

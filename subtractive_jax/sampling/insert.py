@@ -104,7 +104,7 @@ def draw(
       old_stem: what the song had there before. Where `settings` name a part of the song, it stays outside of it, and
         the new stem is drawn to continue it.
     """
-    sampler, writes_mix = _sampler(model, instruction, stem, settings)
+    sampler, writes_mix = sampler_for(model, instruction, stem, settings)
     began = time.perf_counter()
     excerpt = _excerpt(model, song, settings)
     contexts = excerpt.windows_of(excerpt.music)
@@ -153,7 +153,7 @@ def draw(
     return insertions
 
 
-def _sampler(model: "Model", instruction: str, stem: str, settings: Settings) -> tuple[Sampler, bool]:
+def sampler_for(model: "Model", instruction: str, stem: str, settings: Settings) -> tuple[Sampler, bool]:
     """(what draws, whether it writes the full mix)."""
     if settings.method not in METHODS:
         raise unknown_name("method", settings.method, METHODS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from subtractive_jax import rng
+from subtractive_jax import parts, rng
 from subtractive_jax.diffusion import schedule, solvers
 from subtractive_jax.errors import UserError
 from subtractive_jax.sampling.windows import Windows
@@ -89,14 +89,16 @@ class Sampler:
         seeds: Sequence[int],
         known: Known | None = None,
         progress: Callable[[int, int], None] | None = None,
+        windows: Windows | None = None,
     ) -> np.ndarray:
         """Draws the whole song once for each seed, all together.
 
         Args:
-          context: unscaled latents of the context's windows [windows, F, T, C].
+          context: unscaled latents of the context's windows [windows, F, T, its channels].
           seeds: what is drawn for one depends on no other.
           known: what stays (Lugmayr et al. 2022, "RePaint", without resampling).
           progress: called with (calls of the denoiser done, calls in all).
+          windows: where they lie; half a window apart if not given.
 
         Returns:
           Unscaled latents of the song [seeds, F, windows.total, C].
@@ -111,9 +113,9 @@ class Sampler:
 
         shift, scale = np.float32(config.latent_shift), np.float32(config.latent_scale)
         context = context - shift
-        count, _, length, _ = context.shape
-        windows = Windows(length, count)
-        drawn = np.stack([noise(seed, windows, context.shape[1], context.shape[3]) for seed in seeds])
+        frequencies, length, channels = parts.latents(config).shape
+        windows = windows or Windows(length, len(context))
+        drawn = np.stack([noise(seed, windows, frequencies, channels) for seed in seeds])
         x = drawn
         if self.strength is not None:
             x = np.asarray(schedule.add_noise(windows.blend(context * scale, TIME_AXIS), x, plan.timesteps[0], rates))

@@ -18,6 +18,7 @@ from subtractive_jax.diffusion import objective, schedule, timesteps
 from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models import autoencoder, unet
 from subtractive_jax.models.network import Params
+from subtractive_jax.representation.piano_roll import PianoRoll
 from subtractive_jax.training.stage import Stage, Task, example_keys, example_noise
 from subtractive_jax.training.train_step import Batch, Figures, LossFn
 
@@ -28,37 +29,54 @@ _STEM_EMBEDDING_STD = 0.02
 
 
 class LatentSource:
-    """Posterior moments, text states and stem of windows; kept in memory if they fit.
+    """Posterior moments or piano rolls, text states and stem of windows; kept in memory if they fit.
 
     Args:
       target_key: the latent to be generated, such as `stem_latent`.
       stems: the model's stems; empty for a source of captions without context.
       max_tokens: text states are padded to this length.
+      roll: of a dataset of piano rolls, whose targets are single parts: the stem, or without context any that plays.
     """
 
-    def __init__(self, split: records.Split, target_key: str, stems: Sequence[str], max_tokens: int) -> None:
-        self.fingerprint = split.fingerprint
+    def __init__(
+        self,
+        split: records.Split,
+        target_key: str,
+        stems: Sequence[str],
+        max_tokens: int,
+        roll: PianoRoll | None = None,
+    ) -> None:
+        self.fingerprint, self._roll = split.fingerprint, roll
         self._split, self._target_key, self._stems, self._max_tokens = split, target_key, stems, max_tokens
-        self._examples = list(map(self._select, split)) if split.nbytes < _MEMORY_LIMIT else None
+        nbytes = len(split) * sum(map(_nbytes, self._select(split[0]).values())) if len(split) else 0
+        self._examples = list(map(self._select, split)) if nbytes < _MEMORY_LIMIT else None
 
     def __len__(self) -> int:
         return len(self._split)
 
     def _select(self, raw: dict[str, Any]) -> dict[str, Any]:
         if not self._stems:
-            return dict(target=raw[self._target_key], texts=[raw["caption_states"]])
+            return dict(targets=self._targets(raw), texts=[raw["caption_states"]])
         if raw["stem_name"] not in self._stems:
             raise unknown_name("stem in the dataset (see config.data.stems)", raw["stem_name"], self._stems)
         ends = np.cumsum(raw["instruction_lengths"])[:-1]
         return dict(
-            target=raw[self._target_key],
+            targets=self._targets(raw),
             context=raw["context_latent"],
             texts=np.split(raw["instruction_states"], ends),
             stem=np.int32(self._stems.index(raw["stem_name"])),
         )
 
+    def _targets(self, raw: dict[str, Any]) -> list[np.ndarray]:
+        target = raw[self._target_key]
+        if self._roll is None:
+            return [target]
+        parts = [raw["stem_name"]] if self._stems else self._roll.parts
+        found = [np.array(target[..., self._roll.channels_of(part)]) for part in parts]
+        return [part for part in found if part.any()] or found
+
     def batch(self, examples: np.ndarray, draws: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
-        """`target`, `context` [B, F, T, 2C], `text_states` [B, L, D], all float16; `text_mask` [B, L]; `stem` [B]."""
+        """`target`, `context` [B, F, T, channels], `text_states` [B, L, D] float16; `text_mask` [B, L]; `stem` [B]."""
         if self._examples:
             chosen = [self._examples[i] for i in examples]
         else:
@@ -66,11 +84,19 @@ class LatentSource:
         texts = [
             example["texts"][draw.integers(len(example["texts"]))] for example, draw in zip(chosen, draws, strict=True)
         ]
+        targets = [
+            example["targets"][draw.integers(len(example["targets"]))]
+            for example, draw in zip(chosen, draws, strict=True)
+        ]
         states, mask = pad_texts(texts, self._max_tokens)
-        keys = [key for key in ("target", "context", "stem") if key in chosen[0]]
+        keys = [key for key in ("context", "stem") if key in chosen[0]]
         return {key: np.stack([example[key] for example in chosen]) for key in keys} | dict(
-            text_states=states, text_mask=mask
+            target=np.stack(targets), text_states=states, text_mask=mask
         )
+
+
+def _nbytes(value: Any) -> int:
+    return sum(map(_nbytes, value)) if isinstance(value, list) else value.nbytes
 
 
 def pad_texts(texts: Sequence[np.ndarray], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +114,7 @@ def check_dataset(config: ml_collections.ConfigDict, data_dir: str, parent: dict
     """Raises UserError if the latents or text states were not made by the parent's encoders."""
     expected = fingerprint.dataset_hash(
         config.representation.to_dict(),
-        fingerprint.params_hash(parent["autoencoder"]),
+        fingerprint.params_hash(parent["autoencoder"]) if "autoencoder" in parent else "",
         fingerprint.params_hash(parent["text_encoder"]),
         records.SCHEMA_VERSION,
     )
@@ -169,7 +195,7 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
     Raises:
       UserError: a negative `min_snr_gamma`, or an impossible `config.schedule`.
     """
-    network = parts.network(part, config, config.remat)
+    network, about = parts.network(part, config, config.remat), parts.latents(config)
     rates = schedule.rates(config.schedule)
     weights = np.ones(len(rates))
     if config.loss.min_snr_gamma:
@@ -179,17 +205,18 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
         for name, neutral in (("latent_shift", 0.0), ("latent_scale", 1.0), ("context_scale", 1.0))
     )
     null_text, null_mask = pad_texts([null_states], config.max_text_tokens)
+    roll = piano_roll(config)
     dropout = config.dropout
 
     def loss(params: Params, batch: Batch, step: jax.Array, train: bool) -> tuple[jax.Array, Figures]:
         def keys(name: str) -> jax.Array:
             return example_keys(config.seed, name, step, batch["row"])
 
-        moments = batch["target"].astype(jnp.float32)
-        shape = autoencoder.mode(moments).shape[1:]
-        latent = autoencoder.sample_posterior(moments, example_noise(keys("posterior"), shape))
+        latent = batch["target"].astype(jnp.float32)
+        if roll is None:
+            latent = autoencoder.sample_posterior(latent, example_noise(keys("posterior"), about.shape))
         latent = (latent - shift) * scale
-        noise = example_noise(keys("noise"), shape)
+        noise = example_noise(keys("noise"), about.shape)
         if train:
             timestep = timesteps.draw(config.loss.timesteps, keys("timestep"), len(rates))
             draw = jax.vmap(jax.random.uniform)(keys("dropout"))
@@ -204,7 +231,12 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
         mask = jnp.where(drop_text[:, None], null_mask, batch["text_mask"])
         if part == "denoiser":
             drop_context = (draw < dropout.both) | (~drop_text & (draw < dropout.both + dropout.text + dropout.context))
-            context = (autoencoder.mode(batch["context"].astype(jnp.float32)) - shift) * context_scale
+            context = batch["context"].astype(jnp.float32)
+            if roll is None:
+                context = autoencoder.mode(context)
+            elif train:
+                context = drop_parts(roll, context, dropout.parts, keys("parts"))
+            context = (context - shift) * context_scale
             context = jnp.where(drop_context[:, None, None, None], 0.0, context)
             inputs = jnp.concatenate([inputs, context], axis=-1)
 
@@ -220,6 +252,38 @@ def make_loss(config: ml_collections.ConfigDict, null_states: np.ndarray, part: 
     return loss
 
 
+def piano_roll(config: ml_collections.ConfigDict) -> PianoRoll | None:
+    """The representation of a model without autoencoder; None of a model of latents.
+
+    Raises:
+      UserError: a stem that is no part of it.
+    """
+    if config.autoencoder is not None:
+        return None
+    roll = PianoRoll.from_config(config.representation)
+    for stem in config.data.stems:
+        if stem not in roll.parts:
+            raise unknown_name("part of the piano roll in config.data.stems", stem, roll.parts)
+    return roll
+
+
+def drop_parts(roll: PianoRoll, contexts: jax.Array, chance: float, keys: jax.Array) -> jax.Array:
+    """Contexts [B, F, T, C] of which each part is taken out with this chance; one part of each is left.
+
+    So the model learns to play to every non-empty set of parts.
+
+    Args:
+      keys: one for each context [B].
+    """
+    count = len(roll.parts)
+    rolls, missing, metre = jnp.split(contexts, (roll.channels, roll.channels + count), axis=-1)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, count)))(keys)
+    draw = jnp.where(missing[:, :1, :1] > 0, 0.0, draw)
+    gone = (draw < chance) & (draw < draw.max(axis=-1, keepdims=True))
+    rolls = jnp.where(gone.repeat(roll.channels // count, axis=-1), 0.0, rolls)
+    return jnp.concatenate([rolls, jnp.where(gone, 1.0, missing), metre], axis=-1)
+
+
 def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = None) -> Task:
     """What the stage `base` or `subtractive` learns.
 
@@ -233,11 +297,14 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
     if config.target not in TARGETS:
         raise unknown_name("target", config.target, TARGETS)
     part = "denoiser" if config.stage == "subtractive" else "base_denoiser"
-    network = parts.network(part, config)
+    network, about, roll = parts.network(part, config), parts.latents(config), piano_roll(config)
 
     def init_params(key: jax.Array, start: Params) -> Params:
         if not start:
-            return {part: network.init(key)}
+            fresh = network.init(key)
+            if roll is not None:
+                fresh = unet.soft_threshold(fresh, about.shape[-1], float(np.mean(config.latent_scale)))
+            return {part: fresh}
         (pretrained,) = start.values()
         shapes = network.shapes()
         tokens = jax.tree.map(
@@ -246,19 +313,16 @@ def task(config: ml_collections.ConfigDict, null_states: np.ndarray | None = Non
         )
         return {part: tokens | unet.widen_input(pretrained, shapes["conv_in"]["kernel"].shape[2])}
 
-    stride = 2 ** (len(config.autoencoder.block_out_channels) - 1)
-    image = config.representation.n_mels, config.representation.window_frames
-    moments = jax.ShapeDtypeStruct(
-        (*(size // stride for size in image), 2 * config.autoencoder.latent_channels), np.float16
-    )
     text = config.max_text_tokens, config.denoiser.condition_dim or config.denoiser.cross_attention_dim
     example = dict(
-        target=moments,
+        target=jax.ShapeDtypeStruct(about.stored, np.float16),
         text_states=jax.ShapeDtypeStruct(text, np.float16),
         text_mask=jax.ShapeDtypeStruct(text[:1], np.bool_),
     )
     if part == "denoiser":
-        example |= dict(context=moments, stem=jax.ShapeDtypeStruct((), np.int32))
+        example |= dict(
+            context=jax.ShapeDtypeStruct(about.stored_context, np.float16), stem=jax.ShapeDtypeStruct((), np.int32)
+        )
     if null_states is None:
         null_states = np.zeros((1, text[1]), np.float16)
     return Task(part, init_params, make_loss(config, null_states, part), example)
@@ -280,5 +344,5 @@ def build(config: ml_collections.ConfigDict, data_dir: str) -> Stage:
     )
     splits = [records.Split(data_dir, "latents", split, {target_key, *keys}) for split in ("train", "validation")]
     stems = tuple(config.data.stems) if subtractive else ()
-    sources = (LatentSource(split, target_key, stems, config.max_text_tokens) for split in splits)
+    sources = (LatentSource(split, target_key, stems, config.max_text_tokens, piano_roll(config)) for split in splits)
     return Stage(learnt, *sources)

@@ -1,4 +1,4 @@
-"""What a model makes of a few validation examples: sounds and pictures at each evaluation, to hear what it learns.
+"""What a model makes of a few validation examples: sounds or notes, and pictures, at each evaluation.
 
 Examples and seeds are the same every time, so that what differs is the model. Every process samples, since one that
 waited for another might be taken for dead; only the first writes.
@@ -21,13 +21,14 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from subtractive_jax import records
+from subtractive_jax import parts, records
 from subtractive_jax.diffusion import solvers
 from subtractive_jax.model import Model
 from subtractive_jax.models import autoencoder
 from subtractive_jax.models.network import Params
 from subtractive_jax.page import pictures
 from subtractive_jax.representation.audio import read_audio, write_audio
+from subtractive_jax.representation.notes import read_score, write
 from subtractive_jax.sampling.sampler import noise
 from subtractive_jax.sampling.windows import Windows
 from subtractive_jax.training import lora
@@ -40,6 +41,7 @@ DIRECTORY = "samples"
 _DATASET = {"autoencoder": "windows", "vocoder": "windows", "base": "latents", "subtractive": "latents"}
 _SPLIT = "validation"
 _RULE_DB = 100.0  # louder than any music: the line between two pictures
+_TICKS_PER_BEAT = 480
 _DB = 20.0 / math.log(10.0)  # from natural logarithms of magnitudes
 
 _Example = dict[str, Any]  # of a dataset, with the keys of `records.SCHEMAS`
@@ -60,11 +62,13 @@ class _Sample:
       made_by: what it takes to make it again.
       sounds: audio [samples] at the song's own level, by name.
       images: mel images in dB [n_mels, frames], from top to bottom.
+      midi: of a model of notes a MIDI file, in the place of the two.
     """
 
     made_by: dict[str, Any]
-    sounds: dict[str, np.ndarray]
-    images: Sequence[np.ndarray]
+    sounds: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    images: Sequence[np.ndarray] = ()
+    midi: bytes = b""
 
 
 class _Model(Model):
@@ -88,12 +92,14 @@ def build(
     """`preview(step, params)`: samples of `config.train.preview_examples` examples, in `run_dir/samples/<step>/` too.
 
     `params` are a state's, its EMA for instance, on any shardings. All processes must call it together. Where there are
-    no examples, and for the text encoder, nothing is made.
+    no examples, and for the text encoder, nothing is made; nor for a base denoiser of notes, which writes some part of
+    a song and does not say which.
 
     Raises:
       UserError: no dataset, or a `config.sampling` that cannot be.
     """
-    if config.stage not in _DATASET or not config.train.preview_examples:
+    writes_notes = config.representation.name == "piano_roll"
+    if config.stage not in _DATASET or not config.train.preview_examples or (writes_notes and config.stage == "base"):
         return _nothing
     split = records.Split(data_dir, _DATASET[config.stage], _SPLIT)
     count = min(config.train.preview_examples, len(split))
@@ -110,7 +116,7 @@ def build(
         "autoencoder": _reconstructed,
         "vocoder": _vocoded,
         "base": generated,
-        "subtractive": generated,
+        "subtractive": functools.partial(_parts, metadata=split.metadata) if writes_notes else generated,
     }
 
     def preview(step: int, params: Params) -> Preview:
@@ -121,7 +127,7 @@ def build(
             samples = makers[config.stage](model, examples)
         if jax.process_index() > 0:
             return Preview({}, {})
-        return _written(samples, Path(run_dir) / DIRECTORY / str(step), model.mel.sample_rate)
+        return _written(samples, Path(run_dir) / DIRECTORY / str(step), 0 if writes_notes else model.mel.sample_rate)
 
     return preview
 
@@ -131,13 +137,19 @@ def _nothing(step: int, params: Params) -> Preview:
 
 
 def _written(samples: Sequence[_Sample], folder: Path, sample_rate: int) -> Preview:
-    """Writes a folder of `<number>_<name>.wav`, `<number>_mel.png` and `samples.json`, over one that is there."""
+    """Writes a folder of `<number>_<name>.wav`, `<number>_mel.png` and `samples.json`, over one that is there.
+
+    Of notes `<number>.mid` and `<number>_roll.png` are in the place of the first two.
+    """
     images, sounds = {}, {}
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed later and came here again
     with model_folder.new_folder(folder) as new:
         for number, sample in enumerate(samples):
-            images[f"preview_{number}/mel"] = picture = _picture(sample.images)
-            (new / f"{number}_mel.png").write_bytes(picture)
+            kind = "roll" if sample.midi else "mel"
+            images[f"preview_{number}/{kind}"] = picture = _picture(sample)
+            (new / f"{number}_{kind}.png").write_bytes(picture)
+            if sample.midi:
+                (new / f"{number}.mid").write_bytes(sample.midi)
             for name, audio in sample.sounds.items():
                 sounds[f"preview_{number}/{name}"] = Sound(audio, sample_rate)
                 write_audio(new / f"{number}_{name}.wav", audio, sample_rate)
@@ -146,8 +158,11 @@ def _written(samples: Sequence[_Sample], folder: Path, sample_rate: int) -> Prev
     return Preview(images, sounds)
 
 
-def _picture(images: Sequence[np.ndarray]) -> bytes:
-    """One PNG of mel images in dB, the first on top; colours span the same range in all."""
+def _picture(sample: _Sample) -> bytes:
+    """One PNG of mel images in dB, the first on top; colours span the same range in all. Or of a piano roll."""
+    if sample.midi:
+        return pictures.piano_roll(read_score(sample.midi), new=(sample.made_by["stem_name"],))
+    images = sample.images
     rule = np.full((2, images[0].shape[1]), max(image.max() for image in images))
     rows = [row for image in reversed(images) for row in (rule, image)][1:]  # pictures begin with the lowest frequency
     (png,) = pictures.pngs([np.concatenate(rows)])
@@ -224,9 +239,26 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
     return samples
 
 
+def _parts(model: _Model, examples: Sequence[_Example], metadata: dict[str, Any]) -> list[_Sample]:
+    """Contexts with the parts that are made for them, at 120 BPM."""
+    roll, names = model.roll, ("solver", "steps", "text_guidance", "context_guidance")
+    samples = []
+    for seed, example in enumerate(examples):
+        stem, whole = example["stem_name"], np.array(example["context_latent"][..., : roll.channels], np.float32)
+        whole[..., roll.channels_of(stem)] = _denoised(model, example, seed, metadata)
+        notes = {part: roll.decode(whole, part, _TICKS_PER_BEAT) for part in roll.parts}
+        end = roll.ticks(roll.window_steps, _TICKS_PER_BEAT)
+        played = {part: own for part, own in notes.items() if len(own)}
+        content = write(_TICKS_PER_BEAT, played, {}, [(0, 500_000)], [(0, 4, 4)], end)
+        about = dict(instruction=example["instructions"][0], seed=seed)
+        made_by = _source(example) | about | {name: model.config.sampling[name] for name in names}
+        samples.append(_Sample(made_by, midi=content))
+    return samples
+
+
 def _denoised(model: _Model, example: _Example, seed: int, metadata: dict[str, Any]) -> np.ndarray:
     """The latent [F, T, C], unscaled, that `config.sampling` leads to from the noise of `seed`."""
-    config, sampling = model.config, model.config.sampling
+    config, sampling, about = model.config, model.config.sampling, parts.latents(model.config)
     shift, scale, context_scale = (
         np.asarray(config[name], np.float32) for name in ("latent_shift", "latent_scale", "context_scale")
     )
@@ -238,15 +270,17 @@ def _denoised(model: _Model, example: _Example, seed: int, metadata: dict[str, A
         guidance = sampling.context_guidance, sampling.text_guidance
         return model.denoise(x, context, t, states, mask, stem, *guidance)
 
-    moments = jnp.asarray(example["context_latent"][None], jnp.float32)
-    context = (np.asarray(autoencoder.mode(moments)) - shift) * context_scale
+    context = np.asarray(example["context_latent"][None], np.float32)
+    if config.autoencoder is not None:
+        context = np.asarray(autoencoder.mode(jnp.asarray(context)))
+    context = (context - shift) * context_scale
     text = example["caption_states"]
     if config.stage == "subtractive":
         text = example["instruction_states"][: example["instruction_lengths"][0]]
     states, mask = pad_texts([null_text_states(config, metadata), text], config.max_text_tokens)
     states = states.astype(np.float32)
     plan = _plan(config)
-    _, frequencies, length, channels = context.shape
+    frequencies, length, channels = about.shape
     state = solvers.start(plan, noise(seed, Windows(length, 1), frequencies, channels)[None])
     for call, t in enumerate(plan.timesteps):
         state = solvers.step(plan, call, state, output(np.asarray(state.x), t))

@@ -1,5 +1,6 @@
 """The five stages: what each trains, what it needs of its parent, and what it hands on."""
 
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -62,6 +63,9 @@ def load_parent(config: ml_collections.ConfigDict) -> model_folder.ModelFiles:
             f"with {', '.join(needs)}"
         )
     parent = model_folder.load(model_folder.resolve(config.init_from))
+    if parent.config.representation.name != config.representation.name:  # texts are the same for audio and notes
+        texts = {part: params for part, params in parent.params.items() if part == "text_encoder"}
+        parent = dataclasses.replace(parent, params=texts)
     missing = [part for part in needs if part not in parent.params]
     if missing:
         raise UserError(f"{config.init_from} has no {' and no '.join(missing)}, which stage {config.stage} needs")
