@@ -453,7 +453,7 @@ def test_parent_of_another_shape(world, tmp_path):
         ({"train.ema_decay": 1.5}, r"train.ema_decay=1.5 must be between 0.0 and 1.0"),
         ({"train.clip_norm": 0.0}, r"train.clip_norm=0.0 must be above 0"),
         ({"train.lora.rank": -1}, r"train.lora.rank=-1 must be at least 0"),
-        ({"dropout.text": 0.6, "dropout.both": 0.5}, r"text=0.6, both=0.5, context=0.05: .* their sum at most 1"),
+        ({"dropout.text": 0.6, "dropout.both": 0.5}, r"both=0.5, context=0.05, text=0.6: .* their sum at most 1"),
         ({"compute_dtype": "float16"}, r'unknown compute_dtype "float16"'),
     ],
 )
