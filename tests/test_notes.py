@@ -170,8 +170,10 @@ def test_songs_without_a_stem():
     assert all(np.array_equal(part, score.parts[stem]) for stem, part in rest.parts.items())
     kept = [chunk for chunk in tracks_of(score.content) if b"drums/" not in chunk]
     assert tracks_of(rest.content) == kept
-    with pytest.raises(UserError, match="no notes"):
+    with pytest.raises(UserError, match="no notes are left without drums and bass and"):
         score.without(score.parts)
+    again = read_score(rest.content)
+    assert again.parts.keys() == rest.parts.keys() and again.programs == rest.programs
 
 
 def test_a_stem_that_shares_a_track():
