@@ -14,17 +14,14 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipeline import sources, splits, windows
-from data_pipeline.song import Tools
+from data_pipeline import sources, splits
 from launch import program
 from subtractive_jax.errors import UserError
-from subtractive_jax.representation.audio import write_audio
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 40, "Fine-tuning steps.", lower_bound=1)
 
 CONFIG = "configs/tiny.py"
-SAMPLE_RATE = 16_000  # Hz
 SONG = "demo-cc0-rockers-reggae"  # one of data_pipeline/songs/held_out.json
 INSTRUCTIONS = {
     "reggae": "Add reggae beats",
@@ -44,25 +41,15 @@ def command(module: str, *arguments: str) -> None:
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def render_song(folder: Path) -> None:
-    """Writes the held-out song as one audio file a stem."""
-    assert SONG in splits.held_out()
-    songs = sources.find_songs([]).songs
-    recording = sources.load(next(song for song in songs if song.song_id == SONG), SAMPLE_RATE, Tools())
-    folder.mkdir()
-    with windows.hear(recording, SAMPLE_RATE, missing=()) as song:
-        for name, samples in zip(song.stems, song.read(0, song.samples), strict=True):
-            write_audio(folder / f"{name}.wav", samples / 32768.0, SAMPLE_RATE)
-    print(f"\nRendered {SONG}, which no model was trained on: {folder}", flush=True)
-
-
 def main() -> None:
     output = Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"{output} exists: give another --output, or remove it")
     output.mkdir(parents=True)
+    assert SONG in splits.held_out()
+    ((_, song),) = next(song for song in sources.find_songs([]).songs if song.song_id == SONG).files
     began = time.monotonic()
-    data, run, song, samples = (output / name for name in ("data", "run", "song", "samples"))
+    data, run, samples = (output / name for name in ("data", "run", "samples"))
 
     command("data_pipeline.build", f"--config={CONFIG}", f"--data_dir={data}", "--encoders=tiny")
     command(
@@ -77,10 +64,9 @@ def main() -> None:
         "--config.train.warmup_steps=5",
         "--config.train.log_every=5",
     )
-    render_song(song)
     jobs = output / "jobs.jsonl"
     lines = [
-        {"id": name, "input": str(song), "remove": True, "stem": "drums", "instruction": instruction, "seed": 0}
+        {"id": name, "input": song, "remove": True, "stem": "drums", "instruction": instruction, "seed": 0}
         for name, instruction in INSTRUCTIONS.items()
     ]
     jobs.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -45,7 +45,7 @@ from launch import program, sample_notes
 from subtractive_jax import page
 from subtractive_jax.diffusion.solvers import SOLVERS
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.representation.audio import FORMATS, audio_writer, resampled
+from subtractive_jax.representation.audio import FORMATS, audio_writer, check_format, resampled
 from subtractive_jax.sampling import candidates, gates, note_gates
 from subtractive_jax.sampling.insert import Settings
 from subtractive_jax.sampling.insert_notes import NoteInsertion
@@ -68,7 +68,7 @@ flags.DEFINE_string("separator_repo", "", "A folder with that model, instead of 
 flags.DEFINE_integer("num_candidates", 1, "Stems to draw, with seeds from --seed on; the best comes first.")
 flags.DEFINE_integer("max_redraws", 0, "How many more to draw in place of silent, unchanged or clipping ones.")
 flags.DEFINE_integer("seed", None, "The same seed gives the same stem. 0 unless given.")
-flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given.")
+flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unless given. ddim is Euler's for flow.")
 flags.DEFINE_integer("steps", None, "Denoising steps; the model's own unless given.")
 flags.DEFINE_float("text_guidance", None, "How strongly to follow the instruction; the model's own unless given.")
 flags.DEFINE_float("context_guidance", None, "How strongly to follow the music; the model's own unless given.")
@@ -282,7 +282,9 @@ def rendered(path: Path, folder: Path) -> dict[str, SongFile]:
             writers = [
                 stack.enter_context(audio_writer(folder / f"{name}.wav", 1, _MIDI_RATE)) for name in recording.stems
             ]
-            for block in tqdm(recording.blocks, desc=f"{path.name}: rendering", unit="block", leave=False):
+            for block in tqdm(
+                recording.blocks, desc=f"{path.name}: rendering", unit="block", disable=None, leave=False
+            ):
                 for write, samples in zip(writers, block, strict=True):
                     write(on_grid(samples[None]))
     except UserError as error:
@@ -341,6 +343,7 @@ def sample(model: "Model", job: Job, folder: Path) -> dict[str, Any]:
     format = job.audio_format
     with tempfile.TemporaryDirectory(dir=folder, prefix=".removed.") as temporary:
         given = read_input(job, Path(temporary))
+        check_format(format, given.context.channels, given.context.sample_rate)
         with progress_bar(job) as progress:
             found = candidates.in_turn(
                 model,

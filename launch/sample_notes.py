@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import listening
-from subtractive_jax.errors import UserError
+from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.representation import notes as midi
 from subtractive_jax.representation.notes import Score
 from subtractive_jax.sampling import candidates
@@ -32,7 +32,9 @@ def read_input(job: "Job", model: "Model") -> tuple[Score, Score | None]:
     if not job.remove:
         return score, None
     for stem in job.stems:
-        if stem in model.stems and stem not in score.parts:
+        if stem not in model.stems:
+            raise unknown_name("stem", stem, model.stems)
+        if stem not in score.parts:
             raise UserError(f"{path}: no {stem} to remove (it has: {', '.join(score.parts)}); leave out --remove")
     try:
         return score.without(job.stems), score

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from subtractive_jax import parts
+from subtractive_jax import parts, representation
 from subtractive_jax.diffusion import guidance
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.mel import Mel
@@ -39,12 +39,7 @@ class Model:
     def __init__(self, files: model_folder.ModelFiles, name: str = "", windows_per_device: int = 8):
         self.name = name
         self.config = files.config
-        representation = files.config.representation
-        self._representation: Mel | PianoRoll = (
-            PianoRoll.from_config(representation)
-            if representation.name == "piano_roll"
-            else Mel.from_config(representation)
-        )
+        self._representation = representation.from_config(files.config.representation)
         vocoder = files.config.vocoder
         self._griffin_lim = None
         if vocoder is not None and vocoder.model_type == "griffin_lim":

@@ -379,6 +379,19 @@ def test_flow_is_not_exchanged_with_diffusers(tmp_path):
         schedulers.to_json(config)
 
 
+def test_predicted_samples_are_exchanged_with_the_schedulers_that_know_them():
+    config = minimal.get_config()
+    config.schedule.prediction_type = "sample"
+    for solver in ("ddim", "dpmsolver++"):
+        config.sampling.solver = solver
+        content = schedulers.to_json(config)
+        reference = getattr(diffusers, content["_class_name"]).from_config(content)
+        assert reference.config.prediction_type == "sample"
+    config.sampling.solver = "pndm"
+    with pytest.raises(UserError, match="does not read .*sample.*: take ddim"):
+        schedulers.to_json(config)
+
+
 def test_guidance_worked_by_hand():
     null, context, both = jnp.array([1.0, 0.0]), jnp.array([3.0, -2.0]), jnp.array([4.0, 2.0])
     # 1 + 1.5 * (3 - 1) + 7 * (4 - 3) = 11 and 0 + 1.5 * (-2 - 0) + 7 * (2 + 2) = 25

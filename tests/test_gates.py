@@ -8,7 +8,7 @@ from subtractive_jax.sampling import gates, rhythm
 from subtractive_jax.sampling.insertion import Levels
 
 RATE = 16_000
-QUIET = Levels(true_peak=0.5, lowering_db=0.0, max_error=0.0)
+QUIET = Levels(true_peak=0.5, limit=1.0, lowering_db=0.0, max_error=0.0)
 
 
 def _clicks(times, seconds=8.0):
@@ -94,9 +94,19 @@ def test_figures_tell_a_stem_in_time_from_one_that_is_not():
 
 def test_what_clips_and_what_was_not_changed_is_flagged():
     context = _clicks(np.arange(0.5, 7.5, 0.5))
-    assert _figures(context, context, Levels(1.01, 0.0, 0.0))["flags"] == ["over_full_scale"]
+    assert _figures(context, context, Levels(1.01, 1.0, 0.0, 0.0))["flags"] == ["over_full_scale"]
+    assert _figures(context, context, Levels(1.01, 1.02, 0.0, 0.0))["flags"] == []  # as the song itself does
+    assert _figures(context, context, Levels(1.000001, 1.0, 3.0, 0.0))["flags"] == []
     assert _figures(context, context, change_db=0.3)["flags"] == ["unchanged"]
     assert _figures(context, context, change_db=3.0)["flags"] == []
+
+
+def test_silent_music_is_told_and_draws_nothing_again():
+    beat = _clicks(np.arange(0.5, 7.5, 0.5))
+    on_silence = _figures(0 * beat, beat)
+    assert on_silence["flags"] == ["silent_context"] and not gates.is_bad(on_silence)
+    nothing = _figures(0 * beat, 0 * beat)
+    assert nothing["flags"] == ["silent_context", "silent_stem"] and gates.is_bad(nothing)
 
 
 def test_signal_measures_by_hand():

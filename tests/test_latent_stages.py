@@ -27,7 +27,7 @@ def _batch(task):
     """Latents of noise and empty texts."""
     random = np.random.default_rng(0)
     batch = {name: np.zeros((_EXAMPLES, *leaf.shape), leaf.dtype) for name, leaf in task.example.items()}
-    for name in ("target", "context"):
+    for name in [name for name in ("target", "context") if name in batch]:
         batch[name] = random.standard_normal(batch[name].shape).astype(np.float16)
     batch["text_mask"][:, 0] = True
     return batch | dict(row=np.arange(_EXAMPLES, dtype=np.int32), valid=np.ones(_EXAMPLES, bool))

@@ -22,8 +22,9 @@ from tests.midi import write_midi
 RATE = 16_000
 
 
-def _run(module, *arguments, cwd, cache):
+def _run(module, *arguments, cwd, cache, devices=1):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the tests
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=cwd, env=environment)
@@ -54,6 +55,7 @@ def place(tmp_path_factory):
         write_audio(place / "stems" / f"{name}.wav", audio.astype(np.float32), 44_100)
     audio = np.round(random.uniform(-0.2, 0.2, 2 * RATE + 7) * 2**15) / 2**15
     write_audio(place / "song.wav", audio.astype(np.float32), RATE)
+    write_audio(place / "fast.wav", audio.astype(np.float32), 96_000)
     (place / "noise.wav").write_bytes(b"not audio")
     (place / "noise.mid").write_bytes(b"not notes")
     (place / "nothing.wav").write_bytes(b"")
@@ -101,6 +103,17 @@ def test_the_result_says_how_it_was_made(single):
     assert all(f'src="{name}.wav"' in text for name in ("without_stem", "mix", "stem"))
 
 
+def test_the_number_of_devices_does_not_matter(single, place):
+    result = _run("launch.sample", *SONG, "--output=spread", "--seed=5", cwd=place, cache=place / "cache", devices=3)
+    assert result.returncode == 0, result.stderr
+    first = json.loads((single / "result.json").read_text())["seed"] == 5
+    expected, found = (
+        read_audio(path)[0]
+        for path in (single / ("stem.wav" if first else "candidates/5/stem.wav"), place / "spread" / "stem.wav")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_compiled_programs_are_kept(single, place):
     assert any((place / "cache" / "subtractive_jax").iterdir())
 
@@ -141,6 +154,7 @@ def jobs(place, sample):
         {"id": "good", **good},
         {"id": "../escape", **good},
         {"id": "no input"},
+        {"id": "rate", **good, "input": "fast.wav", "format": "mp3"},
     ]
     text = "\n".join(["{not json", *map(json.dumps, lines)]) + "\n"
     (place / "jobs.jsonl").write_text(text)
@@ -149,7 +163,7 @@ def jobs(place, sample):
     result = sample(
         "--model=model", "--jobs=jobs.jsonl", "--output=many", "--steps=2", "--solver=dpmsolver++", "--overwrite"
     )
-    _refused(result, "19 of 22 jobs failed", "summary.jsonl")
+    _refused(result, "20 of 23 jobs failed", "summary.jsonl")
     return place / "many"
 
 
@@ -203,6 +217,7 @@ def test_removing_a_stem_keeps_the_others(jobs, place):
         ("line-20", 'the id "good" is taken'),
         ("line-21", "cannot name a folder"),
         ("line-22", "needs id, input and instruction"),
+        ("rate", "mp3 cannot hold 1 channels at 96000 Hz"),
     ],
 )
 def test_a_broken_job_is_reported(jobs, job, words):
@@ -213,7 +228,7 @@ def test_a_broken_job_is_reported(jobs, job, words):
 
 def test_one_page_covers_all_jobs(jobs):
     text = (jobs / "index.html").read_text()
-    assert text.count("<article") == 22
+    assert text.count("<article") == 23
     assert 'src="removed/original.wav"' in text and 'src="good/mix.flac"' in text and "estimated" in text
 
 
@@ -291,6 +306,7 @@ def test_the_output_is_like_the_input(odd_jobs, place, name, channels, rate):
 def test_silence_and_mp3(odd_jobs):
     result = json.loads((odd_jobs[0] / "silence" / "result.json").read_text())
     assert result["input_gain"] == 1.0 and result["figures"]["onsets"]["context"] == 0
+    assert result["figures"]["flags"] == ["silent_context"]
     assert soundfile.info(odd_jobs[0] / "mp3" / "mix.mp3").format == "MP3"
 
 

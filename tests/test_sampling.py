@@ -254,6 +254,19 @@ def test_the_batch_of_windows_does_not_matter(model):
     np.testing.assert_allclose(found.stem, expected.stem, atol=1e-4)
 
 
+def test_songs_of_like_length_are_compiled_for_once(model):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+
+    def compiled_again(seconds, **settings):
+        compiled.clear()
+        model.insert(_music(round(seconds * RATE)), RATE, "Add rock drums", steps=3, **settings)
+        return [event for event in compiled if "backend_compile" in event]
+
+    compiled_again(3.0)
+    assert compiled_again(2.9, text_guidance=5.0, stem="bass", seed=7) == []
+
+
 def test_the_level_of_the_input_is_the_level_of_the_stem(model):
     audio = _music(3 * RATE)
     loud, quiet = (model.insert(audio * factor, RATE, "Add rock drums") for factor in (0.5, 0.05))

@@ -138,6 +138,22 @@ def write_audio(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: in
         write(np.atleast_2d(audio))
 
 
+def check_format(format: str, channels: int, sample_rate: int) -> None:
+    """Asks the library, so that nobody waits for music that cannot be written.
+
+    Raises:
+      UserError: the format is unknown, or cannot hold this sample rate or number of channels.
+    """
+    if format not in FORMATS:
+        raise unknown_name("audio format", format, FORMATS)
+    container, encoding = FORMATS[format]
+    try:
+        soundfile.SoundFile(io.BytesIO(), "w", sample_rate, channels, encoding, format=container).close()
+    except soundfile.LibsndfileError as error:
+        why = f"{format} cannot hold {channels} channels at {sample_rate} Hz ({error.error_string})"
+        raise UserError(f"{why}: choose another format") from error
+
+
 @contextlib.contextmanager
 def audio_writer(
     path: str | os.PathLike[str], channels: int, sample_rate: int, format: str | None = None
@@ -145,8 +161,7 @@ def audio_writer(
     """A function that takes blocks `[channels, samples]`; the rest as in `write_audio`."""
     path = Path(path)
     format = path.suffix.removeprefix(".").lower() if format is None else format
-    if format not in FORMATS:
-        raise unknown_name("audio format", format, FORMATS)
+    check_format(format, channels, sample_rate)
     container, encoding = FORMATS[format]
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

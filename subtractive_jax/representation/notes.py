@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subtractive_jax.errors import UserError
+from subtractive_jax.errors import UserError, unknown_name
 
 STEMS = ("drums", "bass", "guitar", "keys", "vocals", "other")
 PERCUSSION_CHANNEL = 9
@@ -143,8 +143,11 @@ class Score:
         """The song without these stems' notes. Tracks that hold nothing but such notes go, all others keep their rest.
 
         Raises:
-          UserError: no note is left.
+          UserError: an unknown stem, or no note is left.
         """
+        for stem in stems:
+            if stem not in STEMS:
+                raise unknown_name("stem", stem, STEMS)
         kept = [stem for stem in self.parts if stem not in stems]
         if not kept:
             raise UserError(f"no notes are left without {' and '.join(self.parts)}")

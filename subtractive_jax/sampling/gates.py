@@ -12,8 +12,10 @@ import numpy as np
 from subtractive_jax.sampling import rhythm
 from subtractive_jax.sampling.insertion import Levels
 
+SILENT_CONTEXT_DB = -70.0  # relative to full scale: below this there is no music to play along with
 SILENT_STEM_DB = -40.0  # of the stem against the context: below this nothing was put in
 UNCHANGED_DB = 1.0  # of a mix against its context, both decoded: below this nothing was put in either
+_ROUNDING = 1.001  # of the peak of a stem that was turned down to just fit
 _FRAMES_AT_ONCE = 4096  # bounds the memory for long songs
 
 
@@ -74,15 +76,17 @@ def figures(
       `preservation`: `exact` when mix - stem is the context in every sample, and `max_error` of that difference; how
       far the mix is from the context: `si_sdr_db`, and `log_spectral_distance_db` where the context is louder than the
       stem; `change_db`;
-      `flags`: `silent_stem`, `unchanged`, `over_full_scale`.
+      `flags`: `silent_context`, `silent_stem`, `unchanged`, and `over_full_scale` where the mix is above full scale
+      and above what the song itself reaches.
     """
     of_stem, of_context = (rhythm.onset_strength(signal, sample_rate) for signal in (stem, context))
     stem_onsets, context_onsets = rhythm.onsets(of_stem), rhythm.onsets(of_context)
     stem_level = level_db(stem) - level_db(context)
     raised = {
+        "silent_context": level_db(context) < SILENT_CONTEXT_DB,
         "silent_stem": stem_level < SILENT_STEM_DB or level_db(stem) < -100.0,
         "unchanged": change_db is not None and change_db < UNCHANGED_DB,
-        "over_full_scale": levels.true_peak > 1.0,
+        "over_full_scale": levels.true_peak > _ROUNDING * levels.limit,
     }
     return {
         "onsets": {"stem": len(stem_onsets), "context": len(context_onsets)}
@@ -102,8 +106,8 @@ def figures(
 
 
 def is_bad(figures: dict[str, Any]) -> bool:
-    """Whether a sample should be drawn again: nothing was put in, or it would clip."""
-    return bool(figures["flags"])
+    """Whether a sample should be drawn again: nothing was put in, or it would clip. Silent music is no stem's fault."""
+    return not {"silent_context"}.issuperset(figures["flags"])
 
 
 def score(figures: dict[str, Any]) -> float:

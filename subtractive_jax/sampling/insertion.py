@@ -159,12 +159,14 @@ class Levels:
 
     Attributes:
       true_peak: of the mix, between samples too (ITU-R BS.1770-4, annex 2); 1 is full scale.
-      lowering_db: how much softer the stem must be for the mix to stay below full scale, or below the song's own true
-        peak where this is above; `MAX_LOWERING_DB` at most: a song mastered to full scale would silence its new stem.
+      limit: what it may be: full scale, or the song's own true peak where this is above.
+      lowering_db: how much softer the stem must be for the mix to stay below `limit`; `MAX_LOWERING_DB` at most: a song
+        mastered to full scale would silence its new stem.
       max_error: the largest difference of mix - stem and song in any sample.
     """
 
     true_peak: float
+    limit: float
     lowering_db: float
     max_error: float
 
@@ -194,7 +196,7 @@ def levels(insertion: Insertion) -> Levels:
             song = mix[over] - stem[over]
             room = min(room, float(((limit - song * np.sign(stem[over])) / np.abs(stem[over])).min()))
     lowering = 0.0 if room >= 1.0 else min(MAX_LOWERING_DB, -20.0 * np.log10(max(room, 1e-6)))
-    return Levels(peak, float(lowering), error)
+    return Levels(peak, limit, float(lowering), error)
 
 
 def _peak(audio: np.ndarray) -> float:

@@ -86,8 +86,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     """`scheduler_config.json` of the scheduler that takes our solver's steps.
 
     Raises:
-      UserError: the model predicts flow, for whose timesteps diffusers counts from 1; or its solver is Heun's, whose
-        namesake there takes other timesteps.
+      UserError: the model predicts flow, for whose timesteps diffusers counts from 1; its solver is Heun's, whose
+        namesake there takes other timesteps; or PNDM, whose namesake does not know what it predicts.
     """
     if config.schedule.prediction_type == schedule.FLOW:
         raise UserError(
@@ -99,6 +99,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
         raise UserError(
             f'no scheduler of diffusers takes the steps of sampling.solver="{solver}": {", ".join(_CLASSES)} do'
         )
+    if solver == "pndm" and config.schedule.prediction_type == "sample":
+        raise UserError('PNDMScheduler of diffusers does not read schedule.prediction_type="sample": take ddim')
     content = {"_class_name": _CLASSES[solver], **config.schedule.to_dict(), **_FIXED[solver], "trained_betas": None}
     if solver == "dpmsolver++":
         content["final_sigmas_type"] = "zero" if content.pop("set_alpha_to_one") else "sigma_min"
