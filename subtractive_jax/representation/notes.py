@@ -65,6 +65,9 @@ def stem_of_program(program: int, percussion: bool) -> str:
     return next((stem for first, last, stem in _STEM_OF_PROGRAM if first <= program <= last), "other")
 
 
+_STEM_INDICES = np.array([STEMS.index(stem_of_program(program, False)) for program in range(128)])
+
+
 def instrument_of_program(program: int, percussion: bool) -> str:
     """What the program is called: General MIDI's family, or the number of a drum kit."""
     return f"Drum kit {program}" if percussion else _FAMILIES[program // 8]
@@ -165,13 +168,12 @@ class _Events:
     """All events of a file's tracks, in its order: arrays `[events]`.
 
     Attributes:
-      first, body, last: the bytes at which an event's time, the rest of it, and the next event begin.
+      body, last: the bytes at which what follows an event's time begins, and where the next event does.
       track, tick: where it is.
       status: of a running status the one that goes on; 0xFF is a meta event.
       data: the two bytes after the status, `[events, 2]`.
     """
 
-    first: np.ndarray
     body: np.ndarray
     last: np.ndarray
     track: np.ndarray
@@ -206,7 +208,7 @@ class _File:
 
 
 _TRACK_NAME, _TEMPO, _METRE = 0x03, 0x51, 0x58
-_NOTE_OFF, _NOTE_ON, _POLY_PRESSURE, _PROGRAM = 0x8, 0x9, 0xA, 0xC
+_NOTE_OFF, _NOTE_ON, _PROGRAM = 0x8, 0x9, 0xC
 
 
 def _sizes(data: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -313,7 +315,7 @@ def _parse(content: bytes) -> _File:
     before_track = np.concatenate([[0], elapsed])[track_first]
     ends = np.append(at[1:], 0)
     ends[np.cumsum(counts)[np.array(counts) > 0] - 1] = [last for first, last in tracks if last > first]
-    events = _Events(at, body, ends, track, elapsed - before_track, status, values)
+    events = _Events(body, ends, track, elapsed - before_track, status, values)
     names, metas = [""] * len(tracks), []
     told = np.flatnonzero((raw == 0xFF) & np.isin(data[body + 1], (_TRACK_NAME, _TEMPO, _METRE)))
     text_at = body[told] + 2 + _sizes(data, body[told] + 2)
@@ -383,9 +385,6 @@ def _notes(file: _File) -> _Notes:
     return _Notes(event, release, indices, program)
 
 
-_STEM_INDICES = np.array([STEMS.index(stem_of_program(program, False)) for program in range(128)])
-
-
 def read_score(source: bytes | str | os.PathLike[str]) -> Score:
     """Reads a MIDI file, given as its path or its bytes.
 
@@ -432,7 +431,8 @@ def _score(content: bytes) -> Score:
             keys = np.array([_KEY_OF_PROGRAM.get(program, DRUM_KEYS[-1]) for program in range(128)])
             part["pitch"] = np.where(percussion[own], part["pitch"], keys[notes.program[own]])
         parts[stem] = _one_at_a_time(part)
-        programs[stem] = int(np.bincount(notes.program[own]).argmax())
+        kits = percussion[own] if stem == "drums" else np.ones(len(own), bool)
+        programs[stem] = int(np.bincount(notes.program[own][kits], minlength=1).argmax())
         tracks = {file.names[track] for track in np.unique(events.track[notes.event[own]]).tolist()}
         if all(map(stem_of_track, tracks)):
             names = {name.split("/", 1)[1] for name in tracks}
