@@ -40,8 +40,9 @@ _MAX_REJECTED = flags.DEFINE_float("max_rejected", 0.5, "Largest share of songs 
 _BEAM = flags.DEFINE_list(
     "beam_pipeline_options", [], "Beam's options without dashes; one that holds a comma is quoted as in CSV."
 )
+_FOR_AUDIO = (_SOUNDFONT, _SEPARATOR, _SEPARATOR_REPO, _SEPARATOR_DEVICE)
 _FOR_WINDOWS = (
-    *(_SOUNDFONT, _SEPARATOR, _SEPARATOR_REPO, _SEPARATOR_DEVICE),
+    *_FOR_AUDIO,
     *(_LLM_BASE_URL, _LLM_MODEL, _LLM_CACHE, _LLM_RATE, _MAX_REJECTED),
 )
 flags.mark_flag_as_required("config")
@@ -82,6 +83,10 @@ def main() -> None:
     from data_pipeline import dataset, engine, files, pipeline
 
     engine.parse_options(_BEAM.value)
+    if _CONFIG.value.representation.name == "piano_roll":
+        for tool in _FOR_AUDIO:
+            if tool.present:
+                raise UserError(f"--{tool.name} has no effect: for piano rolls nothing is rendered or separated")
     data_dir, encoders = files.absolute(_DATA_DIR.value), _ENCODERS.value
     if encoders and files.exists(encoders):  # or else it is a shipped model's name
         encoders = files.absolute(encoders)

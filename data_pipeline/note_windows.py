@@ -68,7 +68,7 @@ class Triple:
 
 
 def starts(score: Score, roll: PianoRoll, hop_bars: int) -> np.ndarray:
-    """The bar lines at which windows begin: every `hop_bars`-th, where a window ends before the last bar does.
+    """The bar lines at which windows begin: every `hop_bars`-th from which a window ends within the song's last bar.
 
     Raises:
       UserError: the song is shorter than one window.

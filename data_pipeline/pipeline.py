@@ -142,7 +142,7 @@ def build_windows(
         if is_roll := representation["name"] == "piano_roll":
             for song in found.songs:
                 if song.kind != "midi":
-                    raise UserError(f"--source={song.kind}:...: piano rolls are made from notes: give midi:FOLDER")
+                    raise UserError(f"--source={song.kind}: piano rolls are made from notes: give midi:FOLDER")
         songs, rejected = found.songs, [dataclasses.asdict(item) for item in found.rejected]
         total = len(songs) + len(rejected)
         _stop_if_mostly_refused(len(songs), total, max_rejected, rejected, data_dir)

@@ -158,7 +158,7 @@ def midi() -> Report:
     (model,), data_dir = given([_MODEL.value], stems)
     if not model.writes_notes:
         raise UserError("--midi_table measures models of notes: give --paper_table for a model of audio")
-    known = {stem: midi_table.read_known(data_dir, stem) for stem in stems}
+    known = midi_table.read_known(data_dir, stems)
     cases = evaluate_notes.measure(model, data_dir, _SPLIT.value, _NUM_WINDOWS.value, known, _STEPS.value)
     rows = evaluate_notes.rows(cases)
     document = {**about_models(stems), "definitions": midi_table.DEFINITIONS, "rows": [row.as_json() for row in rows]}

@@ -459,15 +459,16 @@ def page_row(result: Mapping[str, Any], root: Path, folder: str = "") -> page.Ro
     measured = result["figures"]
     kept = measured["preservation"]
     exactly = "exactly" + (f", but for {result['job']['format']}" if result["job"]["format"] in LOSSY else "")
-    figures = {"Music kept": exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB"}
+    music_kept = exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB"
     if is_notes(result):
-        figures = sample_notes.page_figures(measured) | figures
+        figures = sample_notes.page_figures(measured)
     else:
         figures = {
             "Onset agreement (F1)": measured["onsets"]["f1"],
             "Beat agreement (F1)": measured["beats"],
             "Stem against music (dB)": measured["stem_level_db"],
-        } | figures
+        }
+    figures |= {"Music kept": music_kept}
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
     players = [(label, f"{folder}{file}") for label, file in result["players"]]

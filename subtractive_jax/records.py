@@ -50,14 +50,15 @@ _ABOUT = {
     "instructions": Feature("texts"),
 }
 WINDOWS = {
-    "mix": Feature("bytes"),  # FLAC, 16 bit, mono
+    "mix": Feature("bytes"),  # FLAC, 16 bit, mono; or of notes a MIDI file, see data_pipeline/note_windows.py
     "context": Feature("bytes"),
     "stem": Feature("bytes"),
-    "sample_rate": Feature("scalar", np.int64),  # Hz
+    "sample_rate": Feature("scalar", np.int64),  # Hz; 0 for notes
     **_ABOUT,
 }
 LATENTS = {
-    # [F, T, 2C]: mean and log-variance of the autoencoder's posterior, unscaled
+    # [F, T, 2C]: mean and log-variance of the autoencoder's posterior, unscaled; or a piano roll [F, T, C], whose
+    # context has more channels
     "mix_latent": Feature("tensor", np.float16, (None, None, None)),
     "context_latent": Feature("tensor", np.float16, (None, None, None)),
     "stem_latent": Feature("tensor", np.float16, (None, None, None)),

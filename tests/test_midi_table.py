@@ -86,7 +86,7 @@ def test_another_songs_part_is_of_another_group_and_in_this_songs_ticks(bass):
 
 
 def test_figures_of_a_part(data_dir, bass):
-    known = midi_table.read_known(data_dir, "bass")
+    known = midi_table.read_known(data_dir, ["bass"])["bass"]
     window = bass[0]
     real = midi_table.figures(window.stem, window, known)
     assert real["real_chroma"] == pytest.approx(1.0) and real["real_groove"] == pytest.approx(1.0)

@@ -299,6 +299,10 @@ def test_the_program(model, tmp_path):
     command += [f"--data_dir={tmp_path}", f"--source=midi:{tmp_path / 'source'}", f"--encoders={model}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+    refused = subprocess.run(
+        [*command, "--soundfont=x.sf2"], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert refused.returncode == 2 and "--soundfont has no effect: for piano rolls nothing is" in refused.stderr
     splits = [records.Split(tmp_path, "latents", split) for split in records.SPLITS]
     example = next(example for split in splits for example in split)
     assert example["stem_name"] == "bass+drums"

@@ -82,9 +82,11 @@ def test_programs_make_stems_where_no_track_is_named():
     assert score.instruments["bass"] == ("bass",) and score.instruments["drums"] == ("Drum kit 0",)
 
 
-def test_drums_that_are_programs_become_keys_of_a_kit():
-    (drums,) = read_score(saved(tracks=[track(mido.Message("program_change", program=116), *note())])).parts.values()
-    assert drums["pitch"].tolist() == [41]
+def test_all_drums_are_one_part_of_keys_of_a_kit():
+    taiko = track(mido.Message("program_change", program=116), *note())
+    score = read_score(saved(tracks=[taiko, track(*note(channel=9)), track(*note(channel=9), *note(channel=9))]))
+    assert score.parts["drums"]["pitch"].tolist() == [41, 60, 60] and score.programs == {"drums": 0}
+    assert read_score(saved(tracks=[taiko])).programs == {"drums": 0}
 
 
 def test_where_notes_end():
@@ -170,8 +172,10 @@ def test_songs_without_a_stem():
     assert all(np.array_equal(part, score.parts[stem]) for stem, part in rest.parts.items())
     kept = [chunk for chunk in tracks_of(score.content) if b"drums/" not in chunk]
     assert tracks_of(rest.content) == kept
-    with pytest.raises(UserError, match="no notes"):
+    with pytest.raises(UserError, match="no notes are left without drums and bass and"):
         score.without(score.parts)
+    again = read_score(rest.content)
+    assert again.parts.keys() == rest.parts.keys() and again.programs == rest.programs
 
 
 def test_a_stem_that_shares_a_track():

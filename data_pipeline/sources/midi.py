@@ -1,4 +1,4 @@
-"""Multitrack MIDI (`midi:PATH`), rendered with a SoundFont. A folder of one of two layouts:
+"""Multitrack MIDI (`midi:PATH`), rendered with a SoundFont or taken as notes. A folder of one of two layouts:
 
   PATH/<any name>.jsonl    one object a song: `id`, `midi` (path of its file inside the folder), and optionally
   PATH/...                 `group_id`, `title`, `caption` and the tags of `song.TAGS`. Other keys are passed over.

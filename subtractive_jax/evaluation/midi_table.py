@@ -208,22 +208,24 @@ class Known:
     parts: frozenset[bytes]
 
 
-def read_known(data_dir: str | Path, stem: str) -> Known:
-    """All windows of the train split that lack `stem`.
+def read_known(data_dir: str | Path, stems: Collection[str]) -> dict[str, Known]:
+    """Of each stem, all windows of the train split that lack it.
 
     Raises:
       UserError: the dataset is missing, damaged or of audio.
     """
     examples = Split(data_dir, "windows", "train", keys=("stem", "stem_name"))
-    roll, bars, parts = _representation(examples, data_dir), set[bytes](), set[bytes]()
-    for example in tqdm(examples, desc=f"{stem} of the train split", leave=False):
-        if example["stem_name"] == stem:
+    roll = _representation(examples, data_dir)
+    bars: dict[str, set[bytes]] = {stem: set() for stem in stems}
+    parts: dict[str, set[bytes]] = {stem: set() for stem in stems}
+    for example in tqdm(examples, desc="train split", disable=None, leave=False):
+        if (stem := example["stem_name"]) in stems:
             score = _bar_line_first(example["stem"])
             end = roll.ticks(roll.window_steps, score.ticks_per_beat)
             place = np.append(score.bars(end), end), score.ticks_per_beat, stem == "drums"
-            bars.update(symbolic.bar_patterns(score.parts[stem], *place))
-            parts.add(symbolic.pattern(score.parts[stem], *place))
-    return Known(frozenset(bars), frozenset(parts))
+            bars[stem].update(symbolic.bar_patterns(score.parts[stem], *place))
+            parts[stem].add(symbolic.pattern(score.parts[stem], *place))
+    return {stem: Known(frozenset(bars[stem]), frozenset(parts[stem])) for stem in stems}
 
 
 def figures(notes: np.ndarray, window: Window, known: Known) -> dict[str, float]:

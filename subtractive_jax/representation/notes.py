@@ -50,7 +50,8 @@ _DRUM_CLASS = {
 DRUM_CLASSES = np.array([_DRUM_CLASS.get(key, len(DRUMS) - 1) for key in range(128)])  # of every key
 
 MAX_BYTES = 2 << 20  # a quarter of a million notes
-MAX_BEATS = 40_000  # five hours at 120 BPM
+_MAX_TRACKS = 65_000  # a file counts them in 16 bits, and new parts are to find room
+_MAX_BEATS = 40_000  # five hours at 120 BPM
 _DEFAULT_TEMPO = 500_000  # microseconds a quarter note
 _DEFAULT_METRE = (4, 4)
 _NO_NOTES = "the MIDI file holds no notes"
@@ -62,6 +63,9 @@ def stem_of_program(program: int, percussion: bool) -> str:
     if percussion:
         return "drums"
     return next((stem for first, last, stem in _STEM_OF_PROGRAM if first <= program <= last), "other")
+
+
+_STEM_INDICES = np.array([STEMS.index(stem_of_program(program, False)) for program in range(128)])
 
 
 def instrument_of_program(program: int, percussion: bool) -> str:
@@ -147,7 +151,16 @@ class Score:
         for stem in stems:
             if stem not in STEMS:
                 raise unknown_name("stem", stem, STEMS)
-        return dataclasses.replace(read_score(_without(self.content, stems)), end=self.end)
+        kept = [stem for stem in self.parts if stem not in stems]
+        if not kept:
+            raise UserError(f"no notes are left without {' and '.join(self.parts)}")
+        return dataclasses.replace(
+            self,
+            parts={stem: self.parts[stem] for stem in kept},
+            programs={stem: self.programs[stem] for stem in kept},
+            instruments={stem: self.instruments[stem] for stem in kept},
+            content=_without(self.content, stems),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +168,12 @@ class _Events:
     """All events of a file's tracks, in its order: arrays `[events]`.
 
     Attributes:
-      first, body, last: the bytes at which an event's time, the rest of it, and the next event begin.
+      body, last: the bytes at which what follows an event's time begins, and where the next event does.
       track, tick: where it is.
       status: of a running status the one that goes on; 0xFF is a meta event.
       data: the two bytes after the status, `[events, 2]`.
     """
 
-    first: np.ndarray
     body: np.ndarray
     last: np.ndarray
     track: np.ndarray
@@ -196,7 +208,7 @@ class _File:
 
 
 _TRACK_NAME, _TEMPO, _METRE = 0x03, 0x51, 0x58
-_NOTE_OFF, _NOTE_ON, _POLY_PRESSURE, _PROGRAM = 0x8, 0x9, 0xA, 0xC
+_NOTE_OFF, _NOTE_ON, _PROGRAM = 0x8, 0x9, 0xC
 
 
 def _sizes(data: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -261,6 +273,8 @@ def _chunks(content: bytes) -> tuple[int, int, list[tuple[int, int]]]:
             if at > len(content):
                 raise UserError("a cut MIDI file: its last track is longer than the file; copy or export it again")
             tracks.append((at - length, at))
+    if len(tracks) > _MAX_TRACKS:
+        raise UserError(f"a MIDI file of more than {_MAX_TRACKS} tracks")
     return division, header_end, tracks
 
 
@@ -301,11 +315,12 @@ def _parse(content: bytes) -> _File:
     before_track = np.concatenate([[0], elapsed])[track_first]
     ends = np.append(at[1:], 0)
     ends[np.cumsum(counts)[np.array(counts) > 0] - 1] = [last for first, last in tracks if last > first]
-    events = _Events(at, body, ends, track, elapsed - before_track, status, values)
+    events = _Events(body, ends, track, elapsed - before_track, status, values)
     names, metas = [""] * len(tracks), []
-    for i in np.flatnonzero((raw == 0xFF) & np.isin(data[body + 1], (_TRACK_NAME, _TEMPO, _METRE))).tolist():
-        kind, start = int(data[body[i] + 1]), int(body[i]) + 2
-        text = content[start + int(_sizes(data, body[i : i + 1] + 2)[0]) : int(ends[i])]
+    told = np.flatnonzero((raw == 0xFF) & np.isin(data[body + 1], (_TRACK_NAME, _TEMPO, _METRE)))
+    text_at = body[told] + 2 + _sizes(data, body[told] + 2)
+    for i, start in zip(told.tolist(), text_at.tolist(), strict=True):
+        kind, text = int(data[body[i] + 1]), content[start : int(ends[i])]
         if kind != _TRACK_NAME:
             metas.append((i, kind, text))
         elif not names[track[i]]:
@@ -370,9 +385,6 @@ def _notes(file: _File) -> _Notes:
     return _Notes(event, release, indices, program)
 
 
-_STEM_INDICES = np.array([STEMS.index(stem_of_program(program, False)) for program in range(128)])
-
-
 def read_score(source: bytes | str | os.PathLike[str]) -> Score:
     """Reads a MIDI file, given as its path or its bytes.
 
@@ -401,8 +413,8 @@ def _score(content: bytes) -> Score:
     if not np.any(notes.stem >= 0):
         raise UserError(_NO_NOTES)
     last_tick = int(events.tick.max(initial=0))
-    if last_tick > MAX_BEATS * file.ticks_per_beat:
-        raise UserError(f"a MIDI file of more than {MAX_BEATS} beats")
+    if last_tick > _MAX_BEATS * file.ticks_per_beat:
+        raise UserError(f"a MIDI file of more than {_MAX_BEATS} beats")
     start, pitch = events.tick[notes.event], events.data[notes.event, 0].astype(np.int16)
     endless = notes.release < 0
     ends = np.maximum(np.where(endless, last_tick, events.tick[notes.release]), start + 1)
@@ -419,7 +431,8 @@ def _score(content: bytes) -> Score:
             keys = np.array([_KEY_OF_PROGRAM.get(program, DRUM_KEYS[-1]) for program in range(128)])
             part["pitch"] = np.where(percussion[own], part["pitch"], keys[notes.program[own]])
         parts[stem] = _one_at_a_time(part)
-        programs[stem] = int(np.bincount(notes.program[own]).argmax())
+        kits = percussion[own] if stem == "drums" else np.ones(len(own), bool)
+        programs[stem] = int(np.bincount(notes.program[own][kits], minlength=1).argmax())
         tracks = {file.names[track] for track in np.unique(events.track[notes.event[own]]).tolist()}
         if all(map(stem_of_track, tracks)):
             names = {name.split("/", 1)[1] for name in tracks}
@@ -581,9 +594,10 @@ def _without(content: bytes, stems: Collection[str]) -> bytes:
     dropped[releases[~is_on[releases]]] = True
     left = set(events.track[notes.event[~gone]].tolist())  # tracks that still have notes
     left |= set(events.track[[i for i, _, _ in file.metas]].tolist())
+    begins = np.searchsorted(events.track, np.arange(len(file.tracks) + 1))
     chunks = []
     for number, (first, last) in enumerate(file.tracks):
-        own = np.flatnonzero(events.track == number)
+        own = np.arange(begins[number], begins[number + 1])
         if not dropped[own].any():
             chunks.append(content[first - 8 : last])
         elif number in left:
