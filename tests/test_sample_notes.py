@@ -83,7 +83,12 @@ def test_jobs_of_which_one_fails(model, song, tmp_path):
         (None, None, {"stem": "bass+keys", "remove": True}, r'unknown stem "bass\+keys"'),
         (None, None, {"instruction": "a | b | c", "stem": "guitar"}, "3 instructions for 1 stems"),
         ("empty.mid", b"", {}, "empty.mid: not a MIDI file"),
-        ("none.mid", b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0", {}, "none.mid: the MIDI file holds no notes"),
+        (
+            "none.mid",
+            b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0",
+            {},
+            "none.mid: the MIDI file holds no notes",
+        ),
         ("two.mid", b"MThd\0\0\0\6\0\2\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0", {}, "two.mid: MIDI of type 2"),
     ],
 )
