@@ -8,6 +8,7 @@ Columns: song_id, split, start_seconds, stem (the missing one), tags (JSON), ins
 `latent_shape` [F, T, C] and `embedding_shape` [F, C], in the order of `numpy.reshape`.
 """
 
+import itertools
 import json
 import os
 import tempfile
@@ -144,7 +145,7 @@ def write(path: Path, rows: Iterator[dict[str, Any]], about: dict[str, str]) -> 
                 ]
                 writer.write_table(pa.Table.from_pylist(flat, schema=columns))
                 count += len(block)
-                block = [item for item, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]
+                block = list(itertools.islice(rows, ROWS_AT_ONCE))
         os.chmod(temporary, 0o644)  # mkstemp's files are private
         os.replace(temporary, path)
     finally:

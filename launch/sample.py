@@ -82,6 +82,7 @@ flags.DEFINE_float("stem_gain_db", 0.0, "Makes the stem louder or softer.")
 flags.DEFINE_string("format", None, f"Of the files: {', '.join(FORMATS)}, wav unless given; mid of a model of notes.")
 
 _MIDI_RATE = 44_100  # Hz, at which MIDI is rendered
+LOSSY = ("mp3", "ogg")
 _ROWS_SHOWN = 40  # of the table at the end
 
 
@@ -457,15 +458,17 @@ def page_row(result: Mapping[str, Any], root: Path, folder: str = "") -> page.Ro
     """What the page in `root` says about a result, whose files are in its `folder`."""
     measured = result["figures"]
     kept = measured["preservation"]
-    figures = {"Music kept": "exactly" if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB"}
+    exactly = "exactly" + (f", but for {result['job']['format']}" if result["job"]["format"] in LOSSY else "")
+    music_kept = exactly if kept["exact"] else f"within {kept['log_spectral_distance_db']:.1f} dB"
     if is_notes(result):
-        figures = sample_notes.page_figures(measured) | figures
+        figures = sample_notes.page_figures(measured)
     else:
         figures = {
             "Onset agreement (F1)": measured["onsets"]["f1"],
             "Beat agreement (F1)": measured["beats"],
             "Stem against music (dB)": measured["stem_level_db"],
-        } | figures
+        }
+    figures |= {"Music kept": music_kept}
     names = ("stem", "method", "seed", "solver", "steps", "text_guidance", "context_guidance", "strength", "model")
     settings = {name.replace("_", " ").capitalize(): result[name] for name in names if name in result}
     players = [(label, f"{folder}{file}") for label, file in result["players"]]
@@ -500,7 +503,7 @@ def run_jobs(model: "Model", jobs: Sequence[tuple[str, Job | UserError]], folder
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 reason = " ".join(reason.split())
                 instruction = job.instruction if isinstance(job, Job) else "This job was not understood"
-                rows.append(page.Row(name, instruction, note=reason))
+                rows.append(page.Row(name, instruction, note=reason, section="Not done"))
                 line = {"id": name, "status": "failed", "error": reason}
             tqdm.write(f"{name}: {line.get('error', 'done')}")
             summary.write(json.dumps(line) + "\n")

@@ -54,7 +54,7 @@ class Knowing(Model):
         whole = self.roll.encode(self.score, 0, 4 * self.score.end // BEAT + 256)[..., self.roll.channels_of(self.stem)]
         begins, length = [], x.shape[2]
         told = self.roll.encode(self.score.without([self.stem]), 0, whole.shape[1])
-        for window in context[..., : self.roll.channels]:
+        for window in context[..., : self.roll.channels] / np.float32(self.config.context_scale):
             begins.append(
                 next(
                     start

@@ -222,3 +222,12 @@ def test_a_row_may_have_a_picture_and_no_players(tmp_path):
     elements = Elements(text)
     (image,) = elements.all("img")
     assert image["src"].startswith("data:image/png;base64,") and elements.open == [] and not elements.all("audio")
+
+
+def test_waveforms_of_a_row_share_one_scale(tmp_path):
+    for name, level in (("loud", 0.1), ("half", 0.05), ("silent", 0.0)):
+        write_audio(tmp_path / f"{name}.wav", np.full(4 * SAMPLE_RATE, level, np.float32), SAMPLE_RATE)
+    players = [(name, f"{name}.wav") for name in ("loud", "half", "silent")]
+    text = page.write(tmp_path, "Levels", [page.Row("quiet", "Add drums", players)]).read_text()
+    paths = re.findall(r'<path d="M([\d., ]+)Z"', text)
+    assert [min(int(point.split(",")[1]) for point in path.split()) for path in paths] == [0, 25, 50]

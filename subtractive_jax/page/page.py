@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from subtractive_jax.page import pictures
@@ -127,8 +128,9 @@ def _badges(row: Row) -> str:
 def _card(folder: Path, index: int, row: Row, level: int) -> str:
     heard = [mono(song_file(folder / file), pictures.SAMPLE_RATE)[0][None] for _, file in row.players]
     images = pictures.data_uris([pictures.mel_db(audio, pictures.SAMPLE_RATE) for audio in heard])
+    loudest = max((float(np.abs(audio).max()) for audio in heard), default=0.0) or 1.0
     players = "".join(
-        _player(number, label, file, image, pictures.waveform(audio))
+        _player(number, label, file, image, pictures.waveform(audio / np.float32(loudest)))
         for number, ((label, file), image, audio) in enumerate(zip(row.players, images, heard, strict=True))
     )
     facts = "".join(

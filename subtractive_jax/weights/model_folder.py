@@ -72,7 +72,10 @@ def load(name_or_path: str | os.PathLike[str]) -> ModelFiles:
     if "format" not in config:
         return _load_run(path, config)
     if config["format"] != FORMAT:
-        raise UserError(f"{path / _CONFIG}: format {config['format']}, this version reads format {FORMAT}")
+        raise UserError(
+            f"{path / _CONFIG}: format {config['format']}, this version reads format {FORMAT}: use the version that "
+            "wrote the folder, or export its run again with launch.convert of this one"
+        )
     del config["format"]
     files = {part: path / f"{part}.safetensors" for part in parts.PARTS}
     params = {part: _load_part(file, part, config) for part, file in files.items() if file.is_file()}
