@@ -35,8 +35,8 @@ METRICS = {  # column: heading
     "novel": "novel",
 }
 DEFINITIONS = {
-    "in_harmony": "share of the part's time in pitch classes that the context plays in the same half bar; more than the "
-    "real parts have is not better: a rule that takes its notes from there has nearly 1",
+    "in_harmony": "share of the part's time in pitch classes that the context plays in the same half bar; more than "
+    "the real parts have is not better: a rule that takes its notes from there has nearly 1",
     "chroma_agreement": "cosine of part and context: how long each pitch class sounds in a half bar; mean of the half "
     "bars in which both sound",
     "real_chroma": "the same of the part and the real part of that place",
