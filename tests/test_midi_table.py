@@ -46,7 +46,7 @@ def test_windows_begin_at_their_bar_line():
         "drums": [(0.0, 0.1, 36)],
     }
     window = midi_table._window(example(song, "bass"), ROLL, ("guitar",))
-    assert (window.stem["start"] / BEAT).tolist() == [-0.05, 1.0] and window.genre == "funk"
+    assert (window.stem["start"] / BEAT).tolist() == [0.0, 1.0] and window.genre == "funk"
     assert window.bars.tolist() == [0, 4 * BEAT, 8 * BEAT, 12 * BEAT, 16 * BEAT] and window.end == 16 * BEAT
     assert window.context.parts.keys() == {"guitar"}
     assert (window.context.parts["guitar"]["start"] / BEAT).tolist() == [-1.0, -0.5, 2.0]

@@ -35,8 +35,8 @@ METRICS = {  # column: heading
     "novel": "novel",
 }
 DEFINITIONS = {
-    "in_harmony": "share of the part's time in pitch classes that the context plays in the same half bar; 1 by "
-    "construction where a rule takes its notes from there",
+    "in_harmony": "share of the part's time in pitch classes that the context plays in the same half bar; more than "
+    "the real parts have is not better: a rule that takes its notes from there has nearly 1",
     "chroma_agreement": "cosine of part and context: how long each pitch class sounds in a half bar; mean of the half "
     "bars in which both sound",
     "real_chroma": "the same of the part and the real part of that place",
@@ -167,8 +167,10 @@ def _bar_line_first(content: bytes) -> Score:
 
 
 def _begun(notes: np.ndarray, ticks_per_beat: int) -> np.ndarray:
-    """The notes that begin at the window's first sixteenth or later."""
-    return notes[notes["start"] >= -ticks_per_beat / symbolic.STEPS_PER_BEAT / 2.0]
+    """The notes that begin at the window's first sixteenth, which may be a little early, or later."""
+    begun = notes[notes["start"] >= -ticks_per_beat / symbolic.STEPS_PER_BEAT / 2.0]
+    begun["start"] = np.maximum(begun["start"], 0)
+    return begun[begun["end"] > begun["start"]]
 
 
 def _plays(score: Score, stems: Sequence[str]) -> bool:
