@@ -166,7 +166,7 @@ def midi() -> Report:
         evaluate_notes.to_text(cases),
         table.to_csv(rows, midi_table.METRICS),
         document,
-        lambda folder: evaluate_notes.write_page(folder, f"Parts in notes by {_MODEL.value}", cases, known),
+        lambda folder: evaluate_notes.write_page(folder, f"Parts in notes by {Path(model.name).name}", cases, known),
     )
 
 

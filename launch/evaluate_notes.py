@@ -18,7 +18,7 @@ from subtractive_jax.evaluation.table import Row
 from subtractive_jax.model import Model
 from subtractive_jax.representation.notes import parts_alone, with_parts
 
-_LABELS = {**listening.LABELS, "original": "With the real stem", "rule": "With the stem by rule"}
+_LABELS = {**listening.LABELS, "original": "With the real stem", "rule": "Stem by rule"}
 
 
 class Measured(NamedTuple):
