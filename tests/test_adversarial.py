@@ -11,7 +11,7 @@ import pytest
 
 from configs import minimal
 from subtractive_jax.errors import UserError
-from subtractive_jax.training import audio_stages, stages, text_stage
+from subtractive_jax.training import audio_stages, loop, stages, text_stage
 from subtractive_jax.vocoder import discriminators, losses
 from subtractive_jax.weights import model_folder
 from subtractive_jax.weights.torch_layout import from_torch
@@ -254,7 +254,9 @@ def test_validation_is_the_loss_without_discriminators(few, stage):
         np.testing.assert_array_equal(our_figures[name], figure)
 
 
-def test_an_adversarial_run_goes_on_from_its_parent(few, tmp_path):
+def test_an_adversarial_run_goes_on_from_its_parent_resumes_exactly_and_keeps_its_discriminators_to_itself(
+    few, tmp_path
+):
     config = _config("vocoder", 0.05)
     data_dir = str(tmp_path / "data")
     synthetic.write_windows(Path(data_dir), config)
@@ -268,6 +270,20 @@ def test_an_adversarial_run_goes_on_from_its_parent(few, tmp_path):
 
     assert set(params) == {"vocoder", "discriminators"}
     jax.tree.map(np.testing.assert_array_equal, params["vocoder"], model_folder.load(parent).params["vocoder"])
+
+    def trained(name: str, updates: int) -> Any:
+        config.train.update(dict(steps=updates, schedule="constant", warmup_steps=0, eval_every=100))
+        config.train.update(dict(checkpoint_every=2, preview_examples=0))
+        return loop.train(config, data_dir, tmp_path / name)
+
+    whole = trained("whole", 3)
+    trained("parts", 2)
+    jax.tree.map(np.testing.assert_array_equal, whole, trained("parts", 3))
+    moved = jax.tree.map(
+        lambda before, after: np.abs(before - after).max(), params["vocoder"], whole["params"]["vocoder"]
+    )
+    assert min(jax.tree.leaves(moved)) > 0.0
+    assert set(model_folder.load(tmp_path / "whole").params) == {"text_encoder", "autoencoder", "vocoder"}
 
 
 @pytest.mark.parametrize(
