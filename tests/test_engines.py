@@ -19,7 +19,7 @@ from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, WorkerOptions
 from apache_beam.transforms import environments
 
-from configs import minimal
+from configs import midi_tiny, minimal
 from data_pipeline import shards
 from data_pipeline.song import Tools
 
@@ -138,10 +138,12 @@ def test_the_direct_runner_leaves_nothing_in_the_temporary_folder(built):
 
 
 def test_what_is_sent_to_workers_is_small_and_whole():
-    config = minimal.get_config()
+    config, notes = minimal.get_config(), midi_tiny.get_config()
+    representation = config.representation.to_dict()
     writers = (
-        shards.WriteWindows("folder", config.representation.to_dict(), config.data.to_dict(), Tools()),
-        shards.WriteLatents("folder", "model", (8, 64, 8), 32),
+        shards.WriteAudio("folder", representation, config.data.to_dict(), Tools()),
+        shards.WriteNotes("folder", notes.representation.to_dict(), notes.data.to_dict()),
+        shards.WriteLatents("folder", "model", representation, {"mix_latent": (8, 64, 8)}),
     )
     for writer in writers:
         sent = pickler.dumps(writer)

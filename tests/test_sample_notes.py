@@ -1,13 +1,12 @@
 """launch.sample with a model of notes: what it reads, what it refuses, several parts in turn, jobs on one page."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-import subtractive_jax
-from launch import sample
-from subtractive_jax import page
-from subtractive_jax.errors import UserError
 from subtractive_jax.representation.notes import read_score
 from tests import worlds
 from tests.midi import write_midi
@@ -17,90 +16,99 @@ _NOTES = {
     "bass/Fingered Bass": [(beat, 33 + beat % 5) for beat in range(16)],
     "keys/Acoustic Grand Piano": [(beat, 60 + beat) for beat in range(16)],
 }
-_DEFAULTS = {
-    **dict(id="job", instruction="Add a funk bass", stem="bass", remove=False, separator="", separator_repo=""),
-    **dict(num_candidates=1, max_redraws=0, seed=0, solver=None, steps=2, text_guidance=None, context_guidance=None),
-    **dict(guidance_rescale=0.0, guidance_interval="0,1", method="insert", strength=None, start=0.0, end=None),
-    **dict(stem_gain_db=0.0, format=None),
+_NO_NOTES = b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0"
+_FILES = {
+    "song.wav": b"RIFF",
+    "empty.mid": b"",
+    "none.mid": _NO_NOTES,
+    "two.mid": _NO_NOTES.replace(b"\0\1\0\1", b"\0\2\0\1"),
+}
+_GOOD = {
+    "turn": {
+        **dict(remove=True, stem="bass,keys", num_candidates=2),
+        "instruction": "Add a funk bass | Add jazz keys",
+    },
+    "new": {"remove": True},
+}
+_BAD = {  # job: (its fields, what is said)
+    "audio": (
+        {"input": "song.wav"},
+        'song.wav: model "model" writes notes and reads MIDI files; for audio take "tiny"',
+    ),
+    "flac": ({"format": "flac"}, 'format "flac": model "model" writes notes; leave out --format'),
+    "there": ({}, "has a part for bass already: take it out first"),
+    "no guitar": ({"stem": "guitar", "remove": True}, "no guitar to remove (it has: drums, bass, keys); leave out"),
+    "nothing left": ({"stem": "bass,drums,keys", "remove": True}, "nothing is left without the bass,drums,keys"),
+    "vocals": ({"stem": "vocals", "remove": True}, 'unknown stem "vocals"'),
+    "together": ({"stem": "bass+keys", "remove": True}, 'unknown stem "bass+keys"'),
+    "three texts": ({"instruction": "a | b | c", "stem": "guitar"}, "3 instructions for 1 stems"),
+    "empty": ({"input": "empty.mid"}, "empty.mid: not a MIDI file"),
+    "none": ({"input": "none.mid"}, "none.mid: the MIDI file holds no notes"),
+    "two": ({"input": "two.mid"}, "two.mid: MIDI of type 2"),
 }
 
 
+def _run(place, *arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(place / "cache")}
+    command = [sys.executable, "-m", "launch.sample", "--steps=2", *arguments]
+    return subprocess.run(
+        command, cwd=place, env=environment | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return subtractive_jax.load(str(worlds.notes_model(tmp_path_factory.mktemp("notes") / "model")))
+def place(tmp_path_factory):
+    """A song, damaged files, a model of notes, and what became of many jobs."""
+    place = tmp_path_factory.mktemp("notes")
+    worlds.notes_model(place / "model")
+    write_midi(place / "song.mid", _NOTES, {name: 9 if "drums" in name else 0 for name in _NOTES}, beats=16)
+    for name, content in _FILES.items():
+        (place / name).write_bytes(content)
+    usual = {"input": "song.mid", "instruction": "Add a funk bass", "stem": "bass"}
+    jobs = [*_GOOD.items(), *((name, fields) for name, (fields, _) in _BAD.items())]
+    (place / "jobs.jsonl").write_text(
+        "".join(json.dumps({"id": name, **usual, **fields}) + "\n" for name, fields in jobs)
+    )
+    run = _run(place, "--model=model", "--jobs=jobs.jsonl", "--output=out")
+    assert run.returncode == 2 and f"{len(_BAD)} of {len(jobs)} jobs failed" in run.stderr, run.stderr
+    assert "harmony  groove  notes  flags" in run.stdout
+    return place
 
 
-@pytest.fixture
-def song(tmp_path):
-    write_midi(tmp_path / "song.mid", _NOTES, {name: 9 if "drums" in name else 0 for name in _NOTES}, beats=16)
-    return tmp_path / "song.mid"
+def _summary(place):
+    lines = [json.loads(line) for line in (place / "out/summary.jsonl").read_text().splitlines()]
+    return {line["id"]: line for line in lines}
 
 
-def _sample(model, folder, **fields):
-    folder.mkdir()
-    return sample.sample(model, sample.job_from({**_DEFAULTS, **fields}), folder)
-
-
-def test_parts_in_turn_and_their_candidates(model, song, tmp_path):
-    texts = "Add a funk bass | Add jazz keys"
-    fields = dict(input=str(song), remove=True, stem="bass,keys", instruction=texts, num_candidates=2)
-    result = _sample(model, tmp_path / "out", **fields)
-    given, mix, stem = (read_score(path) for path in (song, tmp_path / "out/mix.mid", tmp_path / "out/stem.mid"))
+def test_parts_in_turn_and_their_candidates(place):
+    out, result = place / "out/turn", json.loads((place / "out/turn/result.json").read_text())
+    given, mix, stem = (read_score(path) for path in (place / "song.mid", out / "mix.mid", out / "stem.mid"))
     assert mix.parts["drums"].tolist() == given.parts["drums"].tolist()
     assert mix.parts.keys() == given.parts.keys() and stem.parts.keys() <= {"bass", "keys"}
     assert [one["stem"] for one in result["stems"]] == ["bass", "keys"] and result["stem"] == "bass,keys"
     for one in result["stems"]:
-        (other,) = {"0", "1"} - {str(one["seed"])}
-        names = {path.name for path in (tmp_path / "out/candidates" / other).iterdir()}
+        (other,) = {str(seed) for seed in one["candidates"]} - {str(one["seed"])}
+        names = {path.name for path in (out / "candidates" / other).iterdir()}
         assert {f"stem_{one['stem']}.mid", f"mix_{one['stem']}.mid"} <= names
-    row = sample.page_row(result, tmp_path, "out/")
-    assert row.section == "Style transfer" and row.picture.startswith(b"\x89PNG")
-    assert {"In the song's harmony", "Groove agreement", "Notes a beat", "Music kept"} <= row.figures.keys()
-    assert page.write(tmp_path, "One job", [row]).is_file()
 
 
-def test_jobs_of_which_one_fails(model, song, tmp_path):
-    jobs = [
-        ("there", sample.job_from({**_DEFAULTS, "id": "there", "input": str(song)})),
-        ("new", sample.job_from({**_DEFAULTS, "id": "new", "input": str(song), "remove": True})),
-    ]
-    rows, failures = sample.run_jobs(model, jobs, tmp_path)
-    assert failures == 1 and "add --remove" in rows[0].note and rows[1].picture
-    lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
-    assert [line["status"] for line in lines] == ["failed", "done"]
-    assert "harmony  groove  notes  flags" in sample.table(lines)
+def test_one_page_covers_all_jobs(place):
+    text = (place / "out/index.html").read_text()
+    assert text.count("<article") == len(_GOOD) + len(_BAD)
+    assert text.count("data:image/png;base64,") >= len(_GOOD)
+    for name in ("In the song's harmony", "Groove agreement", "Notes a beat", "Music kept"):
+        assert text.replace("&#x27;", "'").count(name) >= len(_GOOD), name
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "fields", "message"),
-    [
-        ("song.wav", b"RIFF", {}, r'song.wav: model ".*" writes notes and reads MIDI files; for audio take "tiny"'),
-        (None, None, {"format": "flac"}, 'format "flac": model ".*" writes notes; leave out --format'),
-        (None, None, {}, "has a part for bass already: take it out first .*add --remove"),
-        (None, None, {"stem": "guitar", "remove": True}, "no guitar to remove .it has: drums, bass, keys.; leave out"),
-        (None, None, {"stem": "bass,drums,keys", "remove": True}, "nothing is left without the bass,drums,keys"),
-        (None, None, {"stem": "vocals", "remove": True}, 'unknown stem "vocals"'),
-        (None, None, {"stem": "bass+keys", "remove": True}, r'unknown stem "bass\+keys"'),
-        (None, None, {"instruction": "a | b | c", "stem": "guitar"}, "3 instructions for 1 stems"),
-        ("empty.mid", b"", {}, "empty.mid: not a MIDI file"),
-        (
-            "none.mid",
-            b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0",
-            {},
-            "none.mid: the MIDI file holds no notes",
-        ),
-        ("two.mid", b"MThd\0\0\0\6\0\2\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0", {}, "two.mid: MIDI of type 2"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(model, song, tmp_path, name, content, fields, message):
-    if name:
-        song = tmp_path / name
-        song.write_bytes(content)
-    with pytest.raises(UserError, match=message) as refusal:
-        _sample(model, tmp_path / "out", input=str(song), **fields)
-    assert "\n" not in str(refusal.value)
+@pytest.mark.parametrize("job", _BAD)
+def test_bad_input_is_refused_in_one_line(place, job):
+    line = _summary(place)[job]
+    assert line["status"] == "failed" and _BAD[job][1] in line["error"] and "\n" not in line["error"]
+    assert not (place / "out" / job).exists()
 
 
-def test_audio_models_write_no_midi(song, tmp_path):
-    with pytest.raises(UserError, match='format "mid": this model writes audio, not notes; "midi_tiny" writes notes'):
-        _sample(subtractive_jax.load("tiny"), tmp_path / "out", input=str(song), stem="drums", format="mid")
+def test_audio_models_write_no_midi(place):
+    arguments = ("--input=song.mid", "--instruction=Add drums", "--stem=drums", "--remove", "--format=mid")
+    run = _run(place, "--model=tiny", *arguments, "--output=audio")
+    assert run.returncode == 2 and not (place / "audio").exists()
+    assert 'format "mid": this model writes audio, not notes; "midi_tiny" writes notes' in run.stderr
