@@ -38,8 +38,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             )
         )
         config.data.window_hop_frames = 1_024
-        config.vocoder.update(
+        config.vocoder = ConfigDict(
             dict(
+                model_type="hifigan",
                 num_mels=256,
                 upsample_initial_channel=512,
                 upsample_rates=(5, 4, 4, 2),

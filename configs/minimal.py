@@ -4,6 +4,7 @@ python -m launch.train --config=configs/minimal.py:autoencoder --data_dir=DIR --
 """
 
 import ml_collections
+from ml_collections import ConfigDict
 
 from configs import tiny
 
@@ -16,10 +17,15 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.data.window_hop_frames = 128
         config.data.songs_per_shard = 1
         config.text_encoder.update(dict(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=2))
-        config.autoencoder.update(dict(block_out_channels=(8, 8, 8, 8), norm_num_groups=4))
-        config.vocoder.update(
+        config.autoencoder.update(dict(latent_channels=8, block_out_channels=(8, 8, 8, 8), norm_num_groups=4))
+        config.vocoder = ConfigDict(  # the other vocoder: tests run both
             dict(
+                model_type="hifigan",
+                num_mels=64,
                 upsample_initial_channel=16,
+                upsample_rates=(5, 4, 4, 2),
+                upsample_kernel_sizes=(11, 8, 8, 4),
+                resblock="2",
                 resblock_kernel_sizes=(3,),
                 resblock_dilation_sizes=((1, 2),),
             )

@@ -22,8 +22,6 @@ from subtractive_jax.training import partitioning
 from subtractive_jax.vocoder.griffin_lim import GriffinLim
 from subtractive_jax.weights import model_folder
 
-VOCODER_HALO_FRAMES = 32  # HiFi-GAN hears 20 frames to either side
-
 
 class Model:
     """The parts of a model folder or run folder as functions of numpy arrays.
@@ -139,23 +137,23 @@ class Model:
         images = self.decode_image(latents)
         if self._griffin_lim:
             return self._in_batches(self._griffin_lim_audio, None, images)
-        halo = ((0, 0), (0, 0), (VOCODER_HALO_FRAMES,) * 2, (0, 0))
-        return self._hifigan(np.pad(images, halo, constant_values=self.mel.silence))[:, : self.mel.window_samples]
+        halo = ((0, 0), (0, 0), (self.vocoder_halo,) * 2, (0, 0))
+        return self._vocoded(np.pad(images, halo, constant_values=self.mel.silence))[:, : self.mel.window_samples]
 
     def vocode(self, image: np.ndarray) -> np.ndarray:
         """A mel image of any length [n_mels, frames, 1] to mono audio [mel.samples(frames)] at the model's rate.
 
-        In chunks of a window's length, so that memory is bounded. Where HiFi-GAN renders them they overlap by more than
-        it hears, so that no seam can be heard; for Griffin-Lim see `GriffinLim.song`.
+        In chunks of a window's length, so that memory is bounded. Those of a vocoder with parameters overlap by
+        more than it hears, so that no seam can be heard; for Griffin-Lim see `GriffinLim.song`.
         """
         if self._griffin_lim:
             return self._griffin_lim.song(image)
-        frames, window = image.shape[1], self.mel.window_frames
+        frames, window, halo = image.shape[1], self.mel.window_frames, self.vocoder_halo
         chunks = math.ceil(frames / window)
-        after = chunks * window - frames + VOCODER_HALO_FRAMES
-        padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES, after), (0, 0)), constant_values=self.mel.silence)
-        length = window + 2 * VOCODER_HALO_FRAMES
-        audio = self._hifigan(np.stack([padded[:, i * window : i * window + length] for i in range(chunks)]))
+        after = chunks * window - frames + halo
+        padded = np.pad(image, ((0, 0), (halo, after), (0, 0)), constant_values=self.mel.silence)
+        length = window + 2 * halo
+        audio = self._vocoded(np.stack([padded[:, i * window : i * window + length] for i in range(chunks)]))
         return audio.reshape(-1)[: self.mel.samples(frames)]
 
     def denoise(
@@ -248,13 +246,18 @@ class Model:
         audio = self._griffin_lim.audio
         return self._jit(lambda _, images: jax.lax.map(audio, images), batched=1)  # one by one: spectra are large
 
-    def _hifigan(self, images: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def vocoder_halo(self) -> int:
+        """How many frames a vocoder with parameters is given on either side of those it renders."""
+        return parts.vocoder_reach(self.config)
+
+    def _vocoded(self, images: np.ndarray) -> np.ndarray:
         """Images [chunks, n_mels, frames and a halo on either side, 1] to audio [chunks, frames * hop_length]."""
-        return self._in_batches(self._hifigan_audio, self.params("vocoder"), images)
+        return self._in_batches(self._vocoder_audio, self.params("vocoder"), images)
 
     @functools.cached_property
-    def _hifigan_audio(self) -> Callable:
-        network, halo = parts.network("vocoder", self.config), VOCODER_HALO_FRAMES * self.mel.hop_length
+    def _vocoder_audio(self) -> Callable:
+        network, halo = parts.network("vocoder", self.config), self.vocoder_halo * self.mel.hop_length
 
         def audio(params: Any, images: jax.Array) -> jax.Array:
             return network.apply(params, self.mel.log_magnitude(images).swapaxes(1, 2))[:, halo:-halo]

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from subtractive_jax.errors import unknown_name
+from subtractive_jax.errors import UserError, unknown_name
 from subtractive_jax.models import autoencoder, clip_text, t5, unet
 from subtractive_jax.models.network import Network
 from subtractive_jax.representation.piano_roll import PianoRoll
-from subtractive_jax.vocoder import hifigan
+from subtractive_jax.vocoder import hifigan, vocos
 
 TEXT_ENCODERS = ("t5", "clip_text_model")
+VOCODERS = ("hifigan", "vocos")
 PARTS = ("text_encoder", "autoencoder", "vocoder", "base_denoiser", "denoiser")
 
 
@@ -67,9 +69,7 @@ def network(part: str, config: Any, remat: str = "none") -> Network:
         case "autoencoder":
             return autoencoder.kl(config.autoencoder, dtype)
         case "vocoder":
-            if config.vocoder.model_type != "hifigan":
-                raise unknown_name("vocoder.model_type with parameters", config.vocoder.model_type, ("hifigan",))
-            return hifigan.generator(config.vocoder, dtype)
+            return _vocoder(config, dtype)
         case "base_denoiser":
             channels = latents(config).shape[-1]
             return unet.denoiser(config.denoiser, channels, channels, 0, dtype, remat)
@@ -87,6 +87,23 @@ def _text_encoder(config: Any) -> Network:
         case "clip_text_model":
             return clip_text.encoder(config)
     raise unknown_name("text_encoder.model_type", config.model_type, TEXT_ENCODERS)
+
+
+def _vocoder(config: Any, dtype: DTypeLike) -> Network:
+    match config.vocoder.model_type:
+        case "hifigan":
+            return hifigan.generator(config.vocoder, dtype)
+        case "vocos":
+            ours, theirs = config.vocoder.hop_length, config.representation.hop_length
+            if ours != theirs:
+                raise UserError(f"config.vocoder.hop_length is {ours}, config.representation.hop_length {theirs}")
+            return vocos.generator(config.vocoder, dtype)
+    raise unknown_name("vocoder.model_type with parameters", config.vocoder.model_type, VOCODERS)
+
+
+def vocoder_reach(config: Any) -> int:
+    """How many frames to either side of a sample a vocoder with parameters hears, at most."""
+    return vocos.reach(config.vocoder) if config.vocoder.model_type == "vocos" else hifigan.REACH
 
 
 def needed(parts: Iterable[str], config: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from subtractive_jax.models import autoencoder, cached_attention, clip_text, layers, t5, unet
 from subtractive_jax.models.network import Network, Params
-from subtractive_jax.vocoder import hifigan, losses
+from subtractive_jax.vocoder import hifigan, losses, vocos
 from subtractive_jax.weights.torch_layout import from_torch, to_torch
 
 torch = pytest.importorskip("torch")
@@ -287,6 +287,70 @@ def test_hifigan_resblock2():
     _assert_close(jax.jit(network.apply)(params, log_mel), model(_channels_first(log_mel))[:, 0])
 
 
+class _TorchConvNeXtBlock(torch.nn.Module):
+    """ConvNeXtBlock of github.com/gemelo-ai/vocos `modules.py`."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.dwconv = torch.nn.Conv1d(c["dim"], c["dim"], 7, padding=3, groups=c["dim"])
+        self.norm = torch.nn.LayerNorm(c["dim"], eps=1e-6)
+        self.pwconv1 = torch.nn.Linear(c["dim"], c["intermediate_dim"])
+        self.pwconv2 = torch.nn.Linear(c["intermediate_dim"], c["dim"])
+        self.gamma = torch.nn.Parameter(torch.ones(c["dim"]))
+
+    def forward(self, x):
+        y = self.pwconv1(self.norm(self.dwconv(x).transpose(1, 2)))
+        return x + (self.gamma * self.pwconv2(torch.nn.functional.gelu(y))).transpose(1, 2)
+
+
+class _TorchVocos(torch.nn.Module):
+    """VocosBackbone and ISTFTHead of the same repository, `models.py` and `heads.py`, with padding "same"."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.backbone, self.head = torch.nn.Module(), torch.nn.Module()
+        self.backbone.embed = torch.nn.Conv1d(c["num_mels"], c["dim"], 7, padding=3)
+        self.backbone.norm = torch.nn.LayerNorm(c["dim"], eps=1e-6)
+        self.backbone.convnext = torch.nn.ModuleList(_TorchConvNeXtBlock(c) for _ in range(c["num_layers"]))
+        self.backbone.final_layer_norm = torch.nn.LayerNorm(c["dim"], eps=1e-6)
+        self.head.out = torch.nn.Linear(c["dim"], c["n_fft"] + 2)
+        self.n_fft, self.hop = c["n_fft"], c["hop_length"]
+
+    def forward(self, x):
+        x = self.backbone.norm(self.backbone.embed(x).transpose(1, 2)).transpose(1, 2)
+        for block in self.backbone.convnext:
+            x = block(x)
+        log_magnitude, phase = self.head.out(self.backbone.final_layer_norm(x.transpose(1, 2))).chunk(2, dim=2)
+        spectrum = torch.polar(torch.exp(log_magnitude).clip(max=1e2), phase).transpose(1, 2)
+        window = torch.hann_window(self.n_fft)
+        frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * window[:, None]
+        weights = (window**2)[:, None].expand(-1, frames.shape[2])[None]
+        size = dict(output_size=(1, (frames.shape[2] - 1) * self.hop + self.n_fft), kernel_size=(1, self.n_fft))
+        audio, weight = (torch.nn.functional.fold(y, stride=(1, self.hop), **size)[:, 0, 0] for y in (frames, weights))
+        trimmed = slice((self.n_fft - self.hop) // 2, -(self.n_fft - self.hop) // 2)
+        return audio[:, trimmed] / weight[:, trimmed]
+
+
+VOCOS = dict(num_mels=10, dim=16, intermediate_dim=24, num_layers=3, n_fft=64, hop_length=20)
+
+
+def test_vocos():
+    model = _TorchVocos(VOCOS)
+    network = vocos.generator(ConfigDict(VOCOS))
+    params = _imported(model, network)
+    log_mel = _random(2, 21, 10)
+
+    audio = jax.jit(network.apply)(params, log_mel)
+
+    assert audio.shape == (2, 21 * 20)
+    _assert_close(audio, model(_channels_first(log_mel)))
+    reach = vocos.reach(ConfigDict(VOCOS))
+    changed = log_mel.copy()
+    changed[:, 0] += 1.0
+    difference = np.abs(jax.jit(network.apply)(params, changed) - audio)
+    assert difference[:, reach * 20 + 1 :].max() == 0 < difference[:, (reach - 1) * 20 : reach * 20].max()
+
+
 def _networks(dtype: Any) -> dict[str, tuple[Network, tuple[np.ndarray, ...], str]]:
     """Each network that takes a compute dtype, with inputs and the method to call."""
     small = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -298,14 +362,15 @@ def _networks(dtype: Any) -> dict[str, tuple[Network, tuple[np.ndarray, ...], st
     inputs = np.random.default_rng(0)
     log_mel, latent = inputs.standard_normal((2, 8, 10), np.float32), inputs.standard_normal((2, 4, 8, 6), np.float32)
     return {
-        "vocoder": (hifigan.generator(ConfigDict(VOCODER), dtype), (log_mel,), "__call__"),
+        "hifigan": (hifigan.generator(ConfigDict(VOCODER), dtype), (log_mel,), "__call__"),
+        "vocos": (vocos.generator(ConfigDict(VOCOS), dtype), (log_mel,), "__call__"),
         "autoencoder": (autoencoder.kl(ConfigDict(image), dtype), (log_mel[..., None],), "encode"),
         "denoiser": (denoiser, (latent, np.array([3, 400]), text, mask, stem), "__call__"),
     }
 
 
 @pytest.mark.parametrize(
-    "part", ["vocoder", *(pytest.param(part, marks=pytest.mark.slow) for part in ("autoencoder", "denoiser"))]
+    "part", ["hifigan", "vocos", *(pytest.param(part, marks=pytest.mark.slow) for part in ("autoencoder", "denoiser"))]
 )
 def test_bfloat16_compute_stays_close_to_float32(part):
     outputs = []

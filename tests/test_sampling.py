@@ -1,6 +1,7 @@
 """From a song to a stem: windows, the reverse process, what is promised of the output, and what is refused."""
 
 import copy
+import dataclasses
 import types
 
 import hypothesis
@@ -9,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import subtractive_jax
 from configs import minimal, tiny
 from subtractive_jax import parts
 from subtractive_jax.diffusion import guidance, objective, schedule, solvers
 from subtractive_jax.errors import UserError
-from subtractive_jax.model import VOCODER_HALO_FRAMES, Model
+from subtractive_jax.model import Model
 from subtractive_jax.sampling import candidates, gates, insert, insertion, rhythm
 from subtractive_jax.sampling.sampler import Known, Sampler
 from subtractive_jax.sampling.song import Recording
@@ -480,26 +482,35 @@ def test_a_model_of_rectified_flow_is_sampled_like_any_other(model, solver, meth
 # The codec
 
 
-def test_the_vocoder_hears_no_further_than_the_halo():
-    """The shipped architecture, the widest we have: what lies beyond the halo does not change a sample."""
-    config = tiny.get_config()
-    network = parts.network("vocoder", config)
-    params = synthetic.random_params(network.shapes())
-    mel = np.random.default_rng(0).standard_normal((1, 2 * VOCODER_HALO_FRAMES + 8, 64)).astype(np.float32)
-    changed = mel.copy()
-    changed[:, :1], changed[:, -1:] = 3.0, 3.0
-    expected, found = (jax.jit(network.apply)(params, image) for image in (mel, changed))
-    inside = slice((VOCODER_HALO_FRAMES + 1) * 160, -(VOCODER_HALO_FRAMES + 1) * 160)
-    np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=1e-7)
-    assert np.abs(found - expected).max() > 1e-6
+def test_vocoders_hear_no_further_than_they_say(files):
+    """What lies further off does not change a sample."""
+    for config in (tiny.get_config(), files.config):
+        network, halo = parts.network("vocoder", config), parts.vocoder_reach(config)
+        params = synthetic.random_params(network.shapes())
+        mel = np.random.default_rng(0).standard_normal((1, 2 * halo + 8, 64)).astype(np.float32)
+        changed = mel.copy()
+        changed[:, :1], changed[:, -1:] = 3.0, 3.0
+        expected, found = (jax.jit(network.apply)(params, image) for image in (mel, changed))
+        inside = slice((halo + 1) * 160, -(halo + 1) * 160)
+        np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=1e-7)
+        assert np.abs(found - expected).max() > 1e-6
 
 
-def test_long_images_are_vocoded_without_seams(files, model):
+@pytest.mark.parametrize("vocoder", ["hifigan", "vocos"])
+def test_long_images_are_vocoded_without_seams(files, vocoder):
+    if vocoder != files.config.vocoder.model_type:
+        config = ConfigDict(files.config.to_dict())
+        config.vocoder = ConfigDict(
+            dict(model_type="vocos", num_mels=64, dim=16, intermediate_dim=24, num_layers=2, n_fft=640, hop_length=160)
+        )
+        params = synthetic.random_params(parts.network("vocoder", config).shapes())
+        files = dataclasses.replace(files, config=config, params={**files.params, "vocoder": params})
+    model = Model(files)
     image = np.random.default_rng(0).uniform(-1, 0, (64, 300, 1)).astype(np.float32)
-    padded = np.pad(image, ((0, 0), (VOCODER_HALO_FRAMES,) * 2, (0, 0)), constant_values=-1.0)
+    padded = np.pad(image, ((0, 0), (model.vocoder_halo,) * 2, (0, 0)), constant_values=-1.0)
     log_mel = model.mel.log_magnitude(padded[None]).swapaxes(1, 2)
     whole = jax.jit(parts.network("vocoder", files.config).apply)(files.params["vocoder"], log_mel)[0]
-    halo = VOCODER_HALO_FRAMES * 160
+    halo = model.vocoder_halo * 160
     np.testing.assert_allclose(model.vocode(image), whole[halo:-halo], atol=1e-5)
 
 

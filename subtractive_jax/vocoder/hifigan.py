@@ -15,6 +15,8 @@ from subtractive_jax.errors import unknown_name
 from subtractive_jax.models.layers import Conv, ConvTranspose1d
 from subtractive_jax.models.network import Network
 
+REACH = 32  # frames to either side that a sample depends on: 20 in the published shapes
+
 _SLOPE = 0.1
 _LAST_SLOPE = 0.01
 

@@ -115,8 +115,8 @@ def read(source: Published, config: ConfigDict, part: str) -> ModelFiles:
         source.note("unet", f"cross_attention_dim {width}, but the text encoder's states have {text.features}")
     if part == "denoiser":
         _read_stems(source, settings)
-    vocoder = None
-    if source.has("vocoder") or settings["vocoder"]["model_type"] == "hifigan":
+    vocoder, is_vocos = None, settings["vocoder"]["model_type"] == "vocos"
+    if not is_vocos and (source.has("vocoder") or settings["vocoder"]["model_type"] == "hifigan"):
         vocoder = hifigan_layout.read_config(source, "vocoder", config.representation)
         settings["vocoder"] = vocoder or settings["vocoder"]
     settings |= dict(stage="subtractive" if part == "denoiser" else "base", init_from="")
@@ -131,6 +131,8 @@ def read(source: Published, config: ConfigDict, part: str) -> ModelFiles:
         if (tensors := _denoiser_tensors(source, each, folders[each], conditions)) is not None:
             params[each] = source.params(folders[each], each, resolved, tensors)
     if vocoder and (tensors := hifigan_layout.read_tensors(source, "vocoder")) is not None:
+        params["vocoder"] = source.params("vocoder", "vocoder", resolved, tensors)
+    if is_vocos and (tensors := source.tensors("vocoder", ("vocoder",))) is not None:
         params["vocoder"] = source.params("vocoder", "vocoder", resolved, tensors)
     source.check()
     return ModelFiles(resolved, params, text.tokenizer if text else None)

@@ -10,6 +10,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from subtractive_jax.errors import UserError
+from subtractive_jax.models.network import Params
 from subtractive_jax.weights import hifigan_layout, schedulers, text_encoders, tokenizer_files
 from subtractive_jax.weights.diffusers_layout import ADAPTER, CONDITIONS, OWN_CONFIG, STEM_TOKENS, WEIGHTS
 from subtractive_jax.weights.model_folder import ModelFiles, new_folder
@@ -44,7 +45,7 @@ def save(path: Path, files: ModelFiles) -> None:
         tokenizer_files.write(folder / "tokenizer", files.tokenizer, config.text_encoder, config.max_text_tokens)
         _write_json(folder / schedulers.FILE, schedulers.to_json(config))
         if "vocoder" in files.params:
-            _write_component(folder / "vocoder", *hifigan_layout.to_published(config, files.params["vocoder"]))
+            _write_component(folder / "vocoder", *_published_vocoder(config, files.params["vocoder"]))
         if config.denoiser.condition_dim:
             _write_json(folder / CONDITIONS, [_condition_json(config)])
         pipeline, lacks = _stock_pipeline(config, unets)
@@ -52,6 +53,13 @@ def save(path: Path, files: ModelFiles) -> None:
             _write_json(folder / "model_index.json", _model_index(config, pipeline))
         _write_json(folder / OWN_CONFIG, config.to_dict())
         (folder / "README.md").write_text(_readme(path.name, folder, pipeline, lacks), encoding="utf-8")
+
+
+def _published_vocoder(config: ConfigDict, params: Params) -> tuple[dict[str, Any], Tensors, str]:
+    """Config, tensors and name of the weight file; of a Vocos its own names of both, as its loaders differ."""
+    if config.vocoder.model_type == "vocos":
+        return config.vocoder.to_dict(), to_torch(params), "vocoder"
+    return hifigan_layout.to_published(config, params)
 
 
 def _unets(files: ModelFiles) -> dict[str, str]:
