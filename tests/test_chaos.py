@@ -123,8 +123,9 @@ def _damage_newest(run):
     os.truncate(largest, largest.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(world, tmp_path, kills):
+@pytest.mark.slow  # one kill: test_training.py
+def test_killed_at_random_moments(world, tmp_path):
+    kills = 10
     killed, undisturbed = (_Run(world, tmp_path / name, steps=12 * kills) for name in ("killed", "undisturbed"))
     draw = np.random.default_rng(kills)
     saving = draw.integers(1, kills)

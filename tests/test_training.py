@@ -210,7 +210,8 @@ def test_only_named_parameters_learn_and_the_run_goes_on(world, tmp_path):
         loop.train(world.config(only=("conv",)), world.data_dir, tmp_path / "none")
 
 
-def test_meshes_agree(world):
+@pytest.mark.parametrize("shapes", [[(2, 2, 2)], pytest.param([(8,), (2, 4)], marks=pytest.mark.slow)])
+def test_meshes_agree(world, shapes):
     config = world.config()
     start, inherited = stages.prepare(config, world.data_dir)
     stage = stages.build(config, world.data_dir, inherited)
@@ -234,7 +235,7 @@ def test_meshes_agree(world):
 
     one = losses(1)
     assert one[0] != one[1]
-    for shape in ((8,), (2, 4), (2, 2, 2)):
+    for shape in shapes:
         np.testing.assert_allclose(losses(*shape), one, rtol=2e-5)
     np.testing.assert_allclose(losses(2, accumulation_steps=4), one, rtol=2e-5)
 
