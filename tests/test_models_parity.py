@@ -344,6 +344,9 @@ def test_vocos():
 
     assert audio.shape == (2, 21 * 20)
     _assert_close(audio, model(_channels_first(log_mel)))
+    loud = params | {"head": {"out": {**params["head"]["out"], "bias": np.full(66, 100.0, np.float32)}}}
+    gradient = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, log_mel)).mean()))(loud)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))  # e^100 overflows
     reach = vocos.reach(ConfigDict(VOCOS))
     changed = log_mel.copy()
     changed[:, 0] += 1.0
@@ -436,3 +439,8 @@ def test_stft_magnitude_and_loss():
         expected[0] += np.sqrt(np.square(ours - theirs).sum((1, 2)) / power) / 3
         expected[1] += np.abs(np.log(ours / theirs)).mean((1, 2)) / 3
     np.testing.assert_allclose(np.stack([convergence, log_l1]), expected, rtol=1e-3)
+
+    target[0] = 0.0  # met exactly by an output below the floor
+    quiet = np.stack([np.full(4000, 1e-9, np.float32), audio[1]])
+    gradient = jax.jit(jax.grad(lambda x: sum(term.sum() for term in losses.multi_resolution_stft(x, target))))(quiet)
+    assert np.isfinite(gradient).all()

@@ -34,7 +34,8 @@ def multi_resolution_stft(audio: jax.Array, target: jax.Array) -> tuple[jax.Arra
     for resolution in RESOLUTIONS:
         ours, theirs = stft_magnitude(audio, *resolution), stft_magnitude(target, *resolution)
         error, power = (jnp.square(x).sum((1, 2)) for x in (ours - theirs, theirs))
-        convergence.append(jnp.sqrt(error / power.mean()))
+        # The floor is for silence that was met exactly, where the square root has no gradient.
+        convergence.append(jnp.sqrt(jnp.maximum(error / power.mean(), _POWER_FLOOR)))
         log_l1.append(jnp.abs(jnp.log(ours) - jnp.log(theirs)).mean((1, 2)))
     return jnp.mean(jnp.stack(convergence), axis=0), jnp.mean(jnp.stack(log_l1), axis=0)
 

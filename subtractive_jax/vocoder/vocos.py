@@ -4,6 +4,7 @@ The mel model of github.com/gemelo-ai/vocos (`VocosBackbone`, `ISTFTHead` with p
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from subtractive_jax.models.network import Network, normal
 from subtractive_jax.representation.stft import hann, overlap_add
 
 _TAPS = 7  # frames of every convolution
-_LOUDEST = 1e2  # magnitude that the STFT is clipped at
+_LOUDEST = math.log(1e2)  # log magnitude that the STFT is clipped at
 _STD = 0.02  # of the kernels when training starts
 
 
@@ -79,7 +80,8 @@ class _Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         log_magnitude, phase = jnp.split(self.out(x).astype(jnp.float32), 2, axis=-1)
-        magnitude = jnp.minimum(jnp.exp(log_magnitude), _LOUDEST)
+        # The original clips the exponential, whose gradient is no number where it overflows.
+        magnitude = jnp.exp(jnp.minimum(log_magnitude, _LOUDEST))
         spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
         window = hann(self.n_fft)
         audio = overlap_add(jnp.fft.irfft(spectrum, self.n_fft) * window, self.hop_length)
