@@ -101,16 +101,15 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             mid_block_add_attention=False,  # keeps it convolutional along time
         )
     )
-    config.vocoder = ConfigDict(  # HiFi-GAN's names
+    config.vocoder = ConfigDict(  # Vocos' names
         dict(
-            model_type="hifigan",  # or griffin_lim, with iterations and momentum
+            model_type="vocos",  # or hifigan, with HiFi-GAN's names, or griffin_lim, with iterations and momentum
             num_mels=64,
-            upsample_initial_channel=128,
-            upsample_rates=(5, 4, 4, 2),
-            upsample_kernel_sizes=(11, 8, 8, 4),
-            resblock="2",
-            resblock_kernel_sizes=(3, 7, 11),
-            resblock_dilation_sizes=((1, 3), (1, 3), (1, 3)),
+            dim=192,
+            intermediate_dim=576,
+            num_layers=8,
+            n_fft=640,  # samples
+            hop_length=160,  # samples
         )
     )
     config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage
@@ -208,6 +207,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     elif stage == "vocoder":
         config.train.update(dict(steps=6_000, batch_size=8, learning_rate=8e-4))
         config.crop_frames = 64
+        config.through_autoencoder = False  # learn from the images that the autoencoder makes of the true ones
         config.adversarial = ConfigDict(
             dict(
                 weight=0.0,  # of what discriminators add to the spectral loss; 0: none; HiFi-GAN's is 1 / 45

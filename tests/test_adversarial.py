@@ -258,6 +258,7 @@ def test_an_adversarial_run_goes_on_from_its_parent_resumes_exactly_and_keeps_it
     few, tmp_path
 ):
     config = _config("vocoder", 0.05)
+    config.through_autoencoder = True
     data_dir = str(tmp_path / "data")
     synthetic.write_windows(Path(data_dir), config)
     tokenizer = text_stage.make_tokenizer(config, data_dir)
@@ -268,8 +269,10 @@ def test_an_adversarial_run_goes_on_from_its_parent_resumes_exactly_and_keeps_it
     stage = stages.build(config, data_dir, inherited)
     params = stage.task.init_params(jax.random.key(0), start)
 
-    assert set(params) == {"vocoder", "discriminators"}
-    jax.tree.map(np.testing.assert_array_equal, params["vocoder"], model_folder.load(parent).params["vocoder"])
+    assert set(params) == {"vocoder", "autoencoder", "discriminators"}
+    given = model_folder.load(parent).params
+    for part in ("vocoder", "autoencoder"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], given[part])
 
     def trained(name: str, updates: int) -> Any:
         config.train.update(dict(steps=updates, schedule="constant", warmup_steps=0, eval_every=100))
@@ -283,6 +286,14 @@ def test_an_adversarial_run_goes_on_from_its_parent_resumes_exactly_and_keeps_it
         lambda before, after: np.abs(before - after).max(), params["vocoder"], whole["params"]["vocoder"]
     )
     assert min(jax.tree.leaves(moved)) > 0.0
+    for state in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, whole[state]["autoencoder"], given["autoencoder"])
+    plain = audio_stages.task(_config("vocoder", 0.05))
+    batch = _batch(config)
+    through, direct = (
+        jax.jit(task.loss, static_argnums=3)(params, batch, _STEP, False) for task in (stage.task, plain)
+    )
+    assert np.abs(through[0] - direct[0]).max() > 1e-3  # the vocoder is given other images
     assert set(model_folder.load(tmp_path / "whole").params) == {"text_encoder", "autoencoder", "vocoder"}
 
 
@@ -300,4 +311,15 @@ def test_bad_adversarial_configs(stage, changes, said):
     config.crop_frames = 16
     config.adversarial.update(changes)
     with pytest.raises(UserError, match=f"config.adversarial.*{said}"):
+        audio_stages.task(config)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "vocoder"])
+def test_crops_that_no_latent_fits_are_refused(stage):
+    config = _config(stage, 0.0)
+    config.crop_frames = 17
+    if stage == "vocoder":
+        audio_stages.task(config)
+        config.through_autoencoder = True
+    with pytest.raises(UserError, match="config.crop_frames=17 is no multiple of 2, the autoencoder's stride"):
         audio_stages.task(config)

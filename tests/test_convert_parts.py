@@ -272,17 +272,22 @@ def test_speecht5_with_its_own_normalisation(tmp_path):
         replace.vocoder(files, source(tmp_path))
 
 
-def test_export_of_resblock_2_comes_back(tmp_path, model):
+_RESBLOCK_2 = dict(published.HIFIGAN, resblock="2", resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 2),))
+_OURS_ALONE = {  # vocoders that transformers does not know
+    "hifigan": {key: _RESBLOCK_2[key] for key in minimal.get_config().vocoder if key in _RESBLOCK_2},
+    "vocos": dict(num_mels=16, dim=8, intermediate_dim=12, num_layers=2, n_fft=640, hop_length=160),
+}
+
+
+@pytest.mark.parametrize("kind", _OURS_ALONE)
+def test_exported_vocoders_come_back(tmp_path, model, kind):
     config = model.config.copy_and_resolve_references()
     config.representation = published.config("auffusion").representation
-    vocoder = dict(published.HIFIGAN, resblock="2", resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 2),))
-    config.vocoder = {
-        "model_type": "hifigan",
-        **{key: vocoder[key] for key in minimal.get_config().vocoder if key in vocoder},
-    }
+    config.vocoder = {"model_type": kind, **_OURS_ALONE[kind]}
     params = jax.jit(parts.network("vocoder", config).init)(jax.random.key(0))
     export.save(tmp_path / "out", model_folder.ModelFiles(config, {**model.params, "vocoder": params}, model.tokenizer))
-    assert json.loads((tmp_path / "out" / "vocoder" / "config.json").read_text())["hop_size"] == 160
+    written = json.loads((tmp_path / "out" / "vocoder" / "config.json").read_text())
+    assert written["hop_size" if kind == "hifigan" else "hop_length"] == 160
     own = model_folder.read_config(tmp_path / "out" / diffusers_layout.OWN_CONFIG)
     back = diffusers_layout.read(source(tmp_path / "out"), own, "denoiser")
     assert_same_params(back.params["vocoder"], params)

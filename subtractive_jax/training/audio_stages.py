@@ -74,8 +74,16 @@ def _discriminators(config: ml_collections.ConfigDict) -> Network | None:
     return discriminators.patch(adversarial.channels, dtype)
 
 
+def frozen(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The parts of the parent that the stage's loss reads."""
+    return ("autoencoder",) if config.stage == "vocoder" and config.through_autoencoder else ()
+
+
 def task(config: ml_collections.ConfigDict) -> Task:
     """What the stage `config.stage` learns; a parent's part of that name is trained further.
+
+    With `config.through_autoencoder` the vocoder learns from the images that the parent's autoencoder makes of the true
+    ones, which are more like those that it is given of samples.
 
     With `config.adversarial.weight` above 0 discriminators are trained along, always from fresh parameters. The part's
     loss is then its own + weight (adversarial + feature_weight features). HiFi-GAN weighs mel, adversarial and features
@@ -86,7 +94,8 @@ def task(config: ml_collections.ConfigDict) -> Task:
     that runs can be compared.
 
     Raises:
-      UserError: crops longer than the windows, weights out of range, or accumulation in the stage `vocoder`.
+      UserError: crops longer than the windows or between latents, weights out of range, or accumulation in the stage
+        `vocoder`.
     """
     part = config.stage
     mel = Mel.from_config(config.representation)
@@ -100,10 +109,19 @@ def task(config: ml_collections.ConfigDict) -> Task:
             "stage vocoder measures each example against the power of the whole batch (losses.multi_resolution_stft): "
             "leave config.train.accumulation_steps at 1"
         )
+    if part == "autoencoder" or frozen(config):
+        stride = 2 ** (len(config.autoencoder.block_out_channels) - 1)
+        if config.crop_frames % stride:
+            raise UserError(
+                f"config.crop_frames={config.crop_frames} is no multiple of {stride}, the autoencoder's stride"
+            )
     network, adversary = parts.network(part, config), _discriminators(config)
+    codec = parts.network("autoencoder", config) if frozen(config) else None
 
     def init_params(key: jax.Array, start: Params) -> Params:
-        params = start or {part: network.init(key)}
+        params = {part: start[part] if part in start else network.init(key)}
+        if codec is not None:
+            params["autoencoder"] = start["autoencoder"] if "autoencoder" in start else codec.init(key)
         if adversary is None:
             return params
         return {**params, "discriminators": adversary.init(jax.random.fold_in(key, 1))}
@@ -136,15 +154,18 @@ def task(config: ml_collections.ConfigDict) -> Task:
         return loss, _unweighted(dict(l1=l1, kl=kl) | terms)
 
     def vocoder_loss(params: Params, batch: Batch, step: jax.Array, train: bool) -> tuple[jax.Array, Figures]:
-        log_mel = jnp.swapaxes(mel.log_magnitude(mel.encode(batch["audio"])), 1, 2)
-        audio = network.apply(params[part], log_mel)
+        image = mel.encode(batch["audio"])
+        if codec is not None:
+            latent = autoencoder.mode(codec.apply(params["autoencoder"], image, method="encode_grey"))
+            image = codec.apply(params["autoencoder"], latent, method="decode_grey")
+        audio = network.apply(params[part], jnp.swapaxes(mel.log_magnitude(image), 1, 2))
         spectral, figures = losses.spectral(mel, audio, batch["audio"])
         loss, terms = play(losses.LEAST_SQUARES, params, spectral, audio, batch["audio"], train)
         return loss, figures | _unweighted(terms)
 
     audio = jax.ShapeDtypeStruct((mel.samples(config.crop_frames),), np.float32)
     loss = {"autoencoder": autoencoder_loss, "vocoder": vocoder_loss}[part]
-    return Task(part, init_params, loss, dict(audio=audio))
+    return Task(part, init_params, loss, dict(audio=audio), frozen(config))
 
 
 def _unweighted(terms: dict[str, jax.Array]) -> Figures:

@@ -21,12 +21,14 @@ class Task:
         and not kept; `start` holds the parent's parameters to start from, or is empty.
       loss: see `train_step.LossFn`.
       example: one example of a batch, without the batch axis and without `row` and `valid`.
+      frozen: entries of the parameters that the loss reads and that do not learn.
     """
 
     part: str
     init_params: Callable[[jax.Array, Params], Params]
     loss: LossFn
     example: dict[str, jax.ShapeDtypeStruct]
+    frozen: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,8 @@ def prepare(config: ml_collections.ConfigDict, data_dir: str) -> tuple[Params, m
     if config.stage == "text_encoder":
         tokenizer = text_stage.make_tokenizer(config, data_dir)
     elif config.stage in ("autoencoder", "vocoder"):
-        start = {config.stage: parent.params[config.stage]} if config.stage in parent.params else {}
+        names = (config.stage, *audio_stages.frozen(config))
+        start = {name: parent.params[name] for name in names if name in parent.params}
     else:
         latent_stages.check_dataset(config, data_dir, parent.params)
         latent_stages.set_scales(config, data_dir, parent.config)

@@ -1,6 +1,6 @@
 """What a training run carries from one step to the next: a plain dict of arrays, born sharded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,10 +35,11 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     raise unknown_name("train.schedule", train.schedule, SCHEDULES)
 
 
-def learns(params: Params, train: ml_collections.ConfigDict) -> Any:
+def learns(params: Params, train: ml_collections.ConfigDict, frozen: Sequence[str] = ()) -> Any:
     """Which of `{part: params, ...}` learn, as a tree of bools.
 
-    The adapters, if `train.lora` has any; else what is below the prefixes `train.only`; or all, if there are none.
+    The adapters, if `train.lora` has any; else what is below the prefixes `train.only`; or all, if there are none; but
+    nothing of the entries `frozen`.
 
     Raises:
       UserError: a prefix with nothing below it.
@@ -52,7 +53,10 @@ def learns(params: Params, train: ml_collections.ConfigDict) -> Any:
         if not any(path.startswith(f"{prefix}/") for path in jax.tree.leaves(paths)):
             raise UserError(f'config.train.only: no parameter is called "{prefix}/..."; see parameters.txt of a run')
     prefixes = tuple(f"{prefix}/" for prefix in train.only) or ("",)
-    return jax.tree.map(lambda path: path.startswith(prefixes), paths)
+    return {
+        entry: jax.tree.map(lambda path, entry=entry: entry not in frozen and path.startswith(prefixes), tree)
+        for entry, tree in paths.items()
+    }
 
 
 def clip_each(max_norm: float) -> optax.GradientTransformation:
@@ -63,10 +67,10 @@ def clip_each(max_norm: float) -> optax.GradientTransformation:
     )
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: ml_collections.ConfigDict, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
     """AdamW with clipping; biases and norms do not decay.
 
-    Parameters that do not learn stay as they are and have no moments.
+    Parameters that do not learn (see `learns`) stay as they are and have no moments.
     """
     train = config.train
     adamw = optax.chain(
@@ -78,9 +82,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
-    if not train.only and not train.lora.rank:
+    if not train.only and not train.lora.rank and not frozen:
         return adamw
-    return optax.partition({True: adamw, False: optax.set_to_zero()}, lambda params: learns(params, train))
+    return optax.partition({True: adamw, False: optax.set_to_zero()}, lambda params: learns(params, train, frozen))
 
 
 def make_init(

@@ -54,7 +54,7 @@ def build(config: ml_collections.ConfigDict, task: Task, mesh: Mesh, start: Para
     init_params = task.init_params
     if train.lora.rank:
         init_params = lora.with_adapters(init_params, task.part, train.lora, config.seed)
-    optimizer = training_state.make_optimizer(config)
+    optimizer = training_state.make_optimizer(config, task.frozen)
     init = training_state.make_init(init_params, optimizer, config.seed)
     abstract = jax.eval_shape(init, start)
     shardings = partitioning.shardings(abstract, mesh, partitioning.RULES[task.part])
@@ -79,7 +79,7 @@ def build(config: ml_collections.ConfigDict, task: Task, mesh: Mesh, start: Para
         loss,
         optimizer,
         train.ema_decay,
-        lambda params: training_state.learns(params, train),
+        lambda params: training_state.learns(params, train, task.frozen),
         train.accumulation_steps,
         unroll=mesh.devices.flat[0].platform == "cpu",  # XLA's CPU convolutions are slow in loops
     )

@@ -180,7 +180,7 @@ _FOLDERS = {
     "text_encoder": "transformers' `T5EncoderModel` or `CLIPTextModel`",
     "tokenizer": "its tokenizer, transformers' `AutoTokenizer`",
     "scheduler": "noise schedule and solver, a scheduler of diffusers",
-    "vocoder": "HiFi-GAN: natural logarithms of mel magnitudes to audio",
+    "vocoder": "HiFi-GAN or Vocos, as its `config.json` says: natural logarithms of mel magnitudes to audio",
     f"{ADAPTER}_0": "a linear layer and a layer norm (epsilon 1e-5) between the text states and `unet`",
     f"base_{ADAPTER}_0": "the same for `base_unet`",
     STEM_TOKENS: "a vector for each stem of its `config.json`, which follows the text states that `unet` reads",
