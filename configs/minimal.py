@@ -17,7 +17,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.data.window_hop_frames = 128
         config.data.songs_per_shard = 1
         config.text_encoder.update(dict(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=2))
-        config.autoencoder.update(dict(latent_channels=8, block_out_channels=(8, 8, 8, 8), norm_num_groups=4))
+        config.autoencoder.update(dict(block_out_channels=(8, 8, 8, 8), norm_num_groups=4))
         config.vocoder = ConfigDict(  # the other vocoder: tests run both
             dict(
                 model_type="hifigan",

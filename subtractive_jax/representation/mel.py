@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtractive_jax.errors import UserError, unknown_name
-from subtractive_jax.representation.stft import frame, hann, overlap_add
+from subtractive_jax.representation.stft import frame, hann, inverse_stft
 
 _SLANEY_STEP_HZ = 200.0 / 3.0  # Slaney's scale is linear up to 1 kHz ...
 _SLANEY_BREAK_HZ = 1000.0
@@ -181,15 +181,9 @@ class Mel:
         return jnp.fft.rfft(framed * hann(self.win_length), self.n_fft)[..., : self.filters.shape[1]]
 
     def istft(self, spectrum: jax.Array) -> jax.Array:
-        """Spectra [..., frames, bins] to the audio [..., samples] whose `stft` is nearest (Griffin & Lim 1984, eq. 6).
-
-        Where no two frames overlap a sample may be under no window at all; it is 0.
-        """
-        window = hann(self.win_length)
-        heard = slice(self._samples_before, self._samples_before + self.samples(spectrum.shape[-2]))
-        framed = jnp.fft.irfft(spectrum, self.n_fft)[..., : self.win_length] * window
-        weight = overlap_add(jnp.broadcast_to(window**2, framed.shape[-2:]), self.hop_length)[heard]
-        return overlap_add(framed, self.hop_length)[..., heard] / jnp.maximum(weight, 1e-11)
+        """Spectra [..., frames, bins] to the audio [..., samples] whose `stft` is nearest, see `inverse_stft`."""
+        before, samples = self._samples_before, self.samples(spectrum.shape[-2])
+        return inverse_stft(spectrum, self.n_fft, self.win_length, self.hop_length, before, samples)
 
     def encode(self, audio: jax.Array) -> jax.Array:
         """Audio `[..., samples]` float32 to images `[..., n_mels, frames, 1]`."""

@@ -28,3 +28,19 @@ def overlap_add(frames: jax.Array, hop_length: int) -> jax.Array:
     blocks = blocks.reshape(*batch, count, hops, hop_length)
     shifted = [jnp.pad(blocks[..., i, :], [*nothing, (i, hops - 1 - i), (0, 0)]) for i in range(hops)]
     return sum(shifted[1:], shifted[0]).reshape(*batch, -1)[..., : (count - 1) * hop_length + length]
+
+
+def inverse_stft(
+    spectrum: jax.Array, n_fft: int, win_length: int, hop_length: int, before: int, samples: int
+) -> jax.Array:
+    """Spectra [..., frames, bins] to the audio [..., samples] whose STFT is nearest (Griffin & Lim 1984, equation 6).
+
+    Where no two frames overlap a sample may be under no window at all; it is 0.
+
+    Args:
+      before: how many samples the first frame's Hann window lies ahead of the audio.
+    """
+    window, heard = hann(win_length), slice(before, before + samples)
+    framed = jnp.fft.irfft(spectrum, n_fft)[..., :win_length] * window
+    weight = overlap_add(jnp.broadcast_to(window**2, framed.shape[-2:]), hop_length)[heard]
+    return overlap_add(framed, hop_length)[..., heard] / jnp.maximum(weight, 1e-11)

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from subtractive_jax.errors import UserError
 from subtractive_jax.models.layers import Conv
 from subtractive_jax.models.network import Network, normal
-from subtractive_jax.representation.stft import hann, overlap_add
+from subtractive_jax.representation.stft import inverse_stft
 
 _TAPS = 7  # frames of every convolution
 _LOUDEST = math.log(1e2)  # log magnitude that the STFT is clipped at
@@ -83,12 +83,8 @@ class _Head(nnx.Module):
         # The original clips the exponential, whose gradient is no number where it overflows.
         magnitude = jnp.exp(jnp.minimum(log_magnitude, _LOUDEST))
         spectrum = jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
-        window = hann(self.n_fft)
-        audio = overlap_add(jnp.fft.irfft(spectrum, self.n_fft) * window, self.hop_length)
-        weight = overlap_add(jnp.broadcast_to(window**2, (x.shape[1], self.n_fft)), self.hop_length)
-        start = (self.n_fft - self.hop_length) // 2
-        heard = slice(start, start + x.shape[1] * self.hop_length)
-        return audio[:, heard] / weight[heard]
+        before, samples = (self.n_fft - self.hop_length) // 2, x.shape[1] * self.hop_length
+        return inverse_stft(spectrum, self.n_fft, self.n_fft, self.hop_length, before, samples)
 
 
 class Vocos(nnx.Module):
