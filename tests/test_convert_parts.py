@@ -292,3 +292,10 @@ def test_exported_vocoders_come_back(tmp_path, model, kind):
     back = diffusers_layout.read(source(tmp_path / "out"), own, "denoiser")
     assert_same_params(back.params["vocoder"], params)
     assert back.config.vocoder.to_dict() == own.vocoder.to_dict()
+    told = own.copy_and_resolve_references()
+    told.vocoder = {"model_type": "vocos" if kind == "hifigan" else "hifigan"}
+    assert diffusers_layout.read(source(tmp_path / "out"), told, "denoiser").config.vocoder == back.config.vocoder
+    if kind == "vocos":
+        published.edit(tmp_path / "out" / "vocoder" / "config.json", n_fft="640", num_mels=17)
+        with pytest.raises(UserError, match="n_fft is '640'.*num_mels 17, but the model's representation has 16"):
+            diffusers_layout.read(source(tmp_path / "out"), own, "denoiser")

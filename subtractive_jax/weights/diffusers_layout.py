@@ -6,12 +6,14 @@ and tokenizer. What `export.py` writes in addition is read back: `base_unet/`, `
 """
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from subtractive_jax import parts
 from subtractive_jax.models import unet
-from subtractive_jax.weights import hifigan_layout, schedulers, text_encoders
+from subtractive_jax.weights import hifigan_layout, schedulers, text_encoders, vocos_layout
 from subtractive_jax.weights.model_folder import ModelFiles
 from subtractive_jax.weights.published import Fields, Published, Tensors
 
@@ -115,10 +117,7 @@ def read(source: Published, config: ConfigDict, part: str) -> ModelFiles:
         source.note("unet", f"cross_attention_dim {width}, but the text encoder's states have {text.features}")
     if part == "denoiser":
         _read_stems(source, settings)
-    vocoder, is_vocos = None, settings["vocoder"]["model_type"] == "vocos"
-    if not is_vocos and (source.has("vocoder") or settings["vocoder"]["model_type"] == "hifigan"):
-        vocoder = hifigan_layout.read_config(source, "vocoder", config.representation)
-        settings["vocoder"] = vocoder or settings["vocoder"]
+    vocoder = _read_vocoder(source, settings, config.representation)
     settings |= dict(stage="subtractive" if part == "denoiser" else "base", init_from="")
 
     resolved = ConfigDict(settings)
@@ -130,12 +129,25 @@ def read(source: Published, config: ConfigDict, part: str) -> ModelFiles:
     for each in readable:
         if (tensors := _denoiser_tensors(source, each, folders[each], conditions)) is not None:
             params[each] = source.params(folders[each], each, resolved, tensors)
-    if vocoder and (tensors := hifigan_layout.read_tensors(source, "vocoder")) is not None:
-        params["vocoder"] = source.params("vocoder", "vocoder", resolved, tensors)
-    if is_vocos and (tensors := source.tensors("vocoder", ("vocoder",))) is not None:
+    if vocoder and (tensors := vocoder.read_tensors(source, "vocoder")) is not None:
         params["vocoder"] = source.params("vocoder", "vocoder", resolved, tensors)
     source.check()
     return ModelFiles(resolved, params, text.tokenizer if text else None)
+
+
+def _read_vocoder(source: Published, settings: dict[str, Any], representation: ConfigDict) -> ModuleType | None:
+    """The layout that the folder's vocoder is in, if there is one."""
+    if not source.has("vocoder") and settings["vocoder"]["model_type"] not in parts.VOCODERS:
+        return None
+    content = source.config("vocoder/config.json")
+    if content is None:
+        return None
+    layout = vocos_layout if content.get("model_type") == vocos_layout.MODEL_TYPE else hifigan_layout
+    vocoder = layout.read_config(source, "vocoder", content, representation)
+    if vocoder is None:
+        return None
+    settings["vocoder"] = vocoder
+    return layout
 
 
 def widen(files: ModelFiles) -> ModelFiles:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from subtractive_jax.errors import UserError
 from subtractive_jax.models.network import Params
-from subtractive_jax.weights import hifigan_layout, schedulers, text_encoders, tokenizer_files
+from subtractive_jax.weights import hifigan_layout, schedulers, text_encoders, tokenizer_files, vocos_layout
 from subtractive_jax.weights.diffusers_layout import ADAPTER, CONDITIONS, OWN_CONFIG, STEM_TOKENS, WEIGHTS
 from subtractive_jax.weights.model_folder import ModelFiles, new_folder
 from subtractive_jax.weights.published import Tensors
@@ -56,10 +56,9 @@ def save(path: Path, files: ModelFiles) -> None:
 
 
 def _published_vocoder(config: ConfigDict, params: Params) -> tuple[dict[str, Any], Tensors, str]:
-    """Config, tensors and name of the weight file; of a Vocos its own names of both, as its loaders differ."""
-    if config.vocoder.model_type == "vocos":
-        return config.vocoder.to_dict(), to_torch(params), "vocoder"
-    return hifigan_layout.to_published(config, params)
+    """Config, tensors and name of the weight file."""
+    layout = vocos_layout if config.vocoder.model_type == vocos_layout.MODEL_TYPE else hifigan_layout
+    return layout.to_published(config, params)
 
 
 def _unets(files: ModelFiles) -> dict[str, str]:

@@ -34,12 +34,11 @@ _WEIGHT_NORMS = (
 )
 
 
-def read_config(source: Published, folder: str, representation: ConfigDict) -> dict[str, Any] | None:
-    """`config.vocoder`; notes whatever does not fit `representation`."""
+def read_config(
+    source: Published, folder: str, content: dict[str, Any], representation: ConfigDict
+) -> dict[str, Any] | None:
+    """`config.vocoder` from the content of its `config.json`; notes whatever does not fit `representation`."""
     file = f"{folder}/config.json"
-    content = source.config(file)
-    if content is None:
-        return None
     if content.get("model_type") in _SPEECHT5_TYPES:
         fields = source.fields(file, content, _SPEECHT5, strict=False)
         fields.update(num_mels=fields.pop("model_in_dim"), resblock="1")

@@ -49,7 +49,8 @@ def vocoder(files: ModelFiles, source: Published) -> ModelFiles:
       UserError: names everything that is missing, damaged, or does not fit.
     """
     config, params = ConfigDict(files.config.to_dict()), dict(files.params)
-    fields = hifigan_layout.read_config(source, ".", config.representation)
+    content = source.config("config.json")
+    fields = None if content is None else hifigan_layout.read_config(source, ".", content, config.representation)
     tensors = hifigan_layout.read_tensors(source, ".")
     if fields is not None and tensors is not None:
         config.vocoder, config.init_from = ConfigDict(fields), ""
