@@ -137,7 +137,8 @@ def test_local_ends_all_with_the_status_of_the_first_that_fails(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_local_passes_signals_on_and_waits(tmp_path, name):
     code = (
-        "def stop(*_): time.sleep(0.5); print('saved', flush=True); sys.exit()\n"
+        # Not by `print`: the signal may come while the other line is still in it.
+        "def stop(*_): time.sleep(0.5); os.write(1, b'saved\\n'); sys.exit()\n"
         "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     path = f"{fake_training(tmp_path, code)}:{os.environ['PATH']}"
