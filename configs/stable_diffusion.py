@@ -18,6 +18,8 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     config = tiny.get_config(stage)
     with config.unlocked():
         config.name = "stable_diffusion"
+        config.representation.window_frames = 512
+        config.data.update(dict(window_hop_frames=512, validation_fraction=0.06, test_fraction=0.06))
         config.max_text_tokens = 77
         config.text_padding = "tokens"
         config.text_encoder = ConfigDict(  # CLIP ViT-L/14
@@ -59,7 +61,13 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             )
         )
         config.schedule.update(
-            dict(prediction_type="epsilon", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
+            dict(
+                prediction_type="epsilon",
+                timestep_spacing="leading",
+                steps_offset=1,
+                set_alpha_to_one=False,
+                rescale_betas_zero_snr=False,
+            )
         )
         config.latent_shift = (0.0,) * 4
         config.latent_scale = (0.18215,) * 4
@@ -80,5 +88,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
                 checkpoint_every=2_000,
             )
         )
-        config.sampling.update(dict(solver="pndm", steps=50, text_guidance=7.5, context_guidance=1.5))
+        config.sampling.update(
+            dict(solver="pndm", steps=50, text_guidance=7.5, context_guidance=1.5, sdedit_strength=0.7)
+        )
     return config

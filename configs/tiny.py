@@ -46,19 +46,19 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             mel_norm="slaney",
             log_floor=1e-5,  # magnitude that maps to -1
             log_ceiling=100.0,  # magnitude that maps to +1
-            window_frames=512,  # 5.12 s
+            window_frames=1024,  # 10.24 s
         )
     )
     config.data = ConfigDict(
         dict(
             stems=("drums", "bass", "guitar", "keys"),  # what the model learns to put back; "bass+drums": both at once
-            window_hop_frames=512,  # distance between the starts of training windows
+            window_hop_frames=1024,  # distance between the starts of training windows
             min_stem_level_db=-30.0,  # a window is kept when the stem is within this of its own level over the song
             max_bleed_db=-10.0,  # of separated material: how much of a removed stem may be left in its context
             loudness_lufs=-20.0,  # of the context, see representation/level.py
             instructions_per_window=4,
-            validation_fraction=0.06,  # of the groups
-            test_fraction=0.06,  # of the groups
+            validation_fraction=0.12,  # of the groups
+            test_fraction=0.12,  # of the groups
             songs_per_shard=16,
             augmentation=dict(  # of the training split, see data_pipeline/augment.py
                 copies=0,  # of every song
@@ -94,8 +94,8 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         dict(
             in_channels=1,
             out_channels=1,
-            latent_channels=8,
-            block_out_channels=(16, 32, 64, 64),
+            latent_channels=16,
+            block_out_channels=(16, 32, 64, 96),
             layers_per_block=1,
             norm_num_groups=8,
             mid_block_add_attention=False,  # keeps it convolutional along time
@@ -114,9 +114,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     )
     config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage
         dict(
-            block_out_channels=(64, 96, 160),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(64, 96, 112),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
             attention_head_dim=4,  # number of heads, as SD-1.x configs (mis)name it
             cross_attention_dim=256,
@@ -140,7 +140,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             timestep_spacing="trailing",
             steps_offset=0,
             set_alpha_to_one=True,
-            rescale_betas_zero_snr=False,
+            rescale_betas_zero_snr=True,  # or a stem takes the mean of a mix: its own leaks through the last step
         )
     )
     # Scales belong to the model. Empty: the first diffusion stage sets them from the dataset's statistics.
@@ -188,7 +188,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         )
     )
     config.sampling = ConfigDict(
-        dict(solver="ddim", steps=30, text_guidance=3.0, context_guidance=1.5, sdedit_strength=0.7)
+        dict(solver="ddim", steps=12, text_guidance=4.0, context_guidance=3.0, sdedit_strength=0.3)
     )
 
     if stage == "text_encoder":

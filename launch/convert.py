@@ -5,7 +5,7 @@ python -m launch.convert --from=KIND --input=DIR --output=MODEL [--config=config
 python -m launch.convert --from=KIND --input=DIR --into=MODEL --output=MODEL
     KIND: t5, flan-t5, clip-text or hifigan, to replace a part of a model
 python -m launch.convert --to=diffusers --input=MODEL --output=DIR
-python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float32] [--card=MODEL_CARD.md]
+python -m launch.convert --from=run --input=RUN --output=MODEL [--dtype=float32] [--card=MODEL_CARD.md] [--shares=tiny]
 python -m launch.convert --from=KIND --input=FILE_OR_DIR [--output=KIND.safetensors]
     KIND: an embedder of launch.evaluate: musicnn (reads the installed wheel, no --input), vggish
     (vggish-10086976.pth), panns-cnn14-16k (Cnn14_16k_mAP=0.438.pth) or clap (a folder in transformers' layout,
@@ -42,7 +42,7 @@ _FAMILY = {
 }
 _TEXT_ENCODERS = {"t5": "t5", "flan-t5": "t5", "clip-text": "clip_text_model"}
 _KINDS = {
-    "run": ("dtype", "card"),
+    "run": ("dtype", "card", "shares"),
     **{kind: (*takes, "dtype", "card") for kind, takes in _FAMILY.items()},
     **dict.fromkeys((*_TEXT_ENCODERS, "hifigan"), ("into", "dtype", "card")),
     **dict.fromkeys((musicnn.NAME, vggish.NAME, panns.NAME, clap.NAME), ()),
@@ -65,6 +65,7 @@ _DTYPE = flags.DEFINE_enum(
     "How parameters are stored; encoders rounded to 16 bits no longer match latents made before.",
 )
 _CARD = flags.DEFINE_string("card", None, "A model card to put into the model folder; a stub otherwise.")
+_SHARES = flags.DEFINE_string("shares", None, "A shipped model whose parts, where they are the same, are left out.")
 
 _OF_TRAINING = ("loss", "mesh", "remat", "train")  # fields that a model can do without
 _MUSICNN_LAYERS = ("batch_normalization", "conv2d", "dense")  # first letters of the network's variables
@@ -127,7 +128,7 @@ def from_kind(kind: str) -> dict[str, str]:
     files = _read(kind, folder)
     origin = "" if kind == "run" else f"\nConverted from `{folder.name}` ({kind}), whose licence still holds.\n"
     card = Path(_CARD.value).read_text() if _CARD.value else card_stub(path.name, files, origin)
-    model_folder.save(path, files, dtype=_DTYPE.value, card=card)
+    model_folder.save(path, files, dtype=_DTYPE.value, card=card, shares=_SHARES.value or "")
     done = {"from": kind, "output": str(path)}
     if kind in _TEXT_ENCODERS and files.config.denoiser.condition_dim:
         done["note"] = "the condition adapter is untrained: train the base stage from this model before any other"
@@ -149,6 +150,7 @@ def _refuse_flags(job: str, takes: tuple[str, ...]) -> None:
         "widen": _WIDEN.value,
         "dtype": _DTYPE.present,
         "card": _CARD.present,
+        "shares": _SHARES.present,
     }
     for flag, is_given in given.items():
         if is_given and flag not in takes:

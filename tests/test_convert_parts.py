@@ -86,7 +86,10 @@ def test_t5_tokenizer_is_sentencepiece(sentencepiece_folder):
     draw = np.random.default_rng()
     alphabet = [*"adegitbrez ADEZ'’\t.,!012éßø½ﬁ鼓", "drums ", "reggae", " add", "  "]
     for text in [*published.TEXTS, *("".join(draw.choice(alphabet, 30)) for _ in range(500))]:
-        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
+        own, expected = ours.encode(text, add_special_tokens=False).ids, theirs.encode(text)
+        if own != expected:  # two ways to cut the text are as likely, up to float32: "dd" and "d", "d" and "dd"
+            scores = [sum(map(theirs.GetScore, ids)) for ids in (own, expected)]
+            assert theirs.decode(own) == theirs.decode(expected) and abs(scores[0] - scores[1]) < 1e-4, text
 
 
 def test_saved_truncation_and_padding_are_dropped(tmp_path, model):

@@ -34,7 +34,7 @@ def _schedule(**changes):
 
 SCHEDULES = {
     "stable diffusion": _schedule(),
-    "tiny": _schedule(
+    "trailing": _schedule(
         prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=0, set_alpha_to_one=True
     ),
     "linear": _schedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0),

@@ -62,7 +62,7 @@ def test_named_parameters_and_their_moments_share_a_spec():
     born = jax.jit(init, out_shardings=shardings)({})
     arrays = {partitioning.path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(born)[0]}
 
-    attention = "down_blocks/0/attentions/0/transformer_blocks/0"
+    attention = "down_blocks/1/attentions/0/transformer_blocks/0"
     expected = {
         f"{attention}/attn2/to_k/kernel": PartitionSpec("fsdp", "tensor"),
         f"{attention}/attn1/to_out/0/kernel": PartitionSpec("tensor", "fsdp"),

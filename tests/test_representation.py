@@ -108,7 +108,7 @@ def test_silence_and_ceiling_are_the_ends_of_the_range(mel):
     np.testing.assert_allclose(np.sort(np.ravel(beyond)), [mel.log_floor, loudest], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mel, seconds", [(TINY, 5.12), (AUFFUSION, 10.24), (RIFFUSION, 5.11)])
+@pytest.mark.parametrize("mel, seconds", [(TINY, 10.24), (AUFFUSION, 10.24), (RIFFUSION, 5.11)])
 def test_lengths(mel, seconds):
     assert mel.window_samples == mel.samples(mel.window_frames) == round(seconds * mel.sample_rate)
     for more in (0, mel.hop_length - 1):

@@ -118,6 +118,7 @@ def test_a_denoiser_that_knows_the_song_arrives_at_it(solver, prediction_type, s
     config = _config()
     with config.unlocked():
         config.schedule.prediction_type = prediction_type
+        config.schedule.rescale_betas_zero_snr = prediction_type != "epsilon"
     rates = schedule.rates(config.schedule)
     windows = Windows(16, 5)
     random = np.random.default_rng(0)

@@ -169,6 +169,38 @@ def test_damaged_folders_are_named(files, tmp_path, damage, message):
         model_folder.load(path)
 
 
+def test_a_folder_that_shares_parts_holds_the_others_only(tmp_path):
+    whole = model_folder.load("tiny")
+    whole.params["denoiser"] = jax.tree.map(lambda leaf: leaf * 2, whole.params["denoiser"])
+    model_folder.save(tmp_path / "one", whole, "float16", card="", shares="tiny")
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {
+        "config.json",
+        "denoiser.safetensors",
+        "MODEL_CARD.md",
+    }
+    loaded = model_folder.load(tmp_path / "one")
+    _assert_equal_trees(loaded.params, whole.params)
+    assert loaded.tokenizer.to_str() == whole.tokenizer.to_str()
+    assert loaded.config == whole.config
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"model": "tiny", "sha256": {"vocoder": "0" * 64}}, "is not the vocoder that the model was exported with"),
+        ({"model": "../tiny", "sha256": {"vocoder": "0" * 64}}, 'shares parts with "../tiny", and no such model'),
+        ({"model": "tiny", "sha256": {"unet": "0" * 64}}, 'unknown shared part in .* "unet"'),
+        ({"model": "tiny", "sha256": {"../vocoder": "0" * 64}}, "not a config"),
+    ],
+)
+def test_parts_are_shared_with_the_very_model_that_was_meant(files, tmp_path, shares, message):
+    model_folder.save(tmp_path / "one", files, card="")
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config | {"shares": shares}))
+    with pytest.raises(UserError, match=message):
+        model_folder.load(tmp_path / "one")
+
+
 def test_unknown_model(tmp_path):
     with pytest.raises(UserError, match="unknown model folder, run folder or shipped model"):
         model_folder.load(tmp_path / "nothing")

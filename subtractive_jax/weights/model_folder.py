@@ -1,6 +1,6 @@
 """Model folders: what is exported, shipped and inherited from one training stage to the next.
 
-config.json             the resolved config, and the format's number
+config.json             the resolved config, the format's number, and what the folder has from a shipped model
 <part>.safetensors      one file a part (`parts.PARTS`), PyTorch names and layout
 tokenizer/tokenizer.json
 MODEL_CARD.md
@@ -8,6 +8,7 @@ MODEL_CARD.md
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from subtractive_jax.weights.torch_layout import from_torch, to_torch
 FORMAT = 1
 _CONFIG = "config.json"
 _TOKENIZER = Path("tokenizer") / "tokenizer.json"
+_FILES = {**{part: Path(f"{part}.safetensors") for part in parts.PARTS}, "tokenizer": _TOKENIZER}
 _CARD = "MODEL_CARD.md"
 _DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -54,10 +56,14 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    shipped = {folder.name: folder for folder in _SHIPPED.iterdir() if (folder / _CONFIG).is_file()}
+    shipped = _shipped()
     if str(name_or_path) not in shipped:
         raise unknown_name("model folder, run folder or shipped model", str(name_or_path), shipped)
     return shipped[str(name_or_path)]
+
+
+def _shipped() -> dict[str, Path]:
+    return {folder.name: folder for folder in _SHIPPED.iterdir() if (folder / _CONFIG).is_file()}
 
 
 def load(name_or_path: str | os.PathLike[str]) -> ModelFiles:
@@ -77,24 +83,32 @@ def load(name_or_path: str | os.PathLike[str]) -> ModelFiles:
             "wrote the folder, or export its run again with launch.convert of this one"
         )
     del config["format"]
-    files = {part: path / f"{part}.safetensors" for part in parts.PARTS}
-    params = {part: _load_part(file, part, config) for part, file in files.items() if file.is_file()}
-    return ModelFiles(config, params, _load_tokenizer(path / _TOKENIZER))
+    files = {name: path / file for name, file in _FILES.items()}
+    if "shares" in config:
+        files |= _shared_files(path / _CONFIG, config.shares)
+        del config["shares"]
+    params = {part: _load_part(files[part], part, config) for part in parts.PARTS if files[part].is_file()}
+    return ModelFiles(config, params, _load_tokenizer(files["tokenizer"]))
 
 
-def save(path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16", *, card: str) -> None:
+def save(
+    path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16", *, card: str, shares: str = ""
+) -> None:
     """Writes a model folder, whole or not at all.
 
     Args:
       path: must not exist.
       dtype: how parameters are stored: float16, bfloat16 or float32.
       card: the text of MODEL_CARD.md.
+      shares: a shipped model; parts that it holds with the same values, and the same tokenizer, are not written.
 
     Raises:
-      UserError: `path` exists, an unknown part or dtype, or parameters that are not finite in `dtype`.
+      UserError: `path` exists, an unknown part, dtype or shipped model, or parameters that are not finite in `dtype`.
     """
     if dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
+    if shares and shares not in _shipped():
+        raise unknown_name("shipped model", shares, _shipped())
     with new_folder(path) as temporary:
         for part, params in files.params.items():
             if part not in parts.PARTS:
@@ -104,9 +118,41 @@ def save(path: str | os.PathLike[str], files: ModelFiles, dtype: str = "float16"
         if files.tokenizer is not None:
             (temporary / _TOKENIZER).parent.mkdir()
             files.tokenizer.save(str(temporary / _TOKENIZER))
+        head: dict[str, Any] = {"format": FORMAT}
+        if shares:
+            head["shares"] = {"model": shares, "sha256": _remove_shared(temporary, _shipped()[shares])}
         (temporary / _CARD).write_text(card)
-        config = json.dumps({"format": FORMAT, **files.config.to_dict()}, indent=2)
+        config = json.dumps({**head, **files.config.to_dict()}, indent=2)
         (temporary / _CONFIG).write_text(f"{config}\n")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _remove_shared(folder: Path, shared: Path) -> dict[str, str]:
+    """Removes files of `folder` that are in `shared`, byte for byte; returns their hashes by the names of `_FILES`."""
+    removed = {}
+    for name, file in _FILES.items():
+        if (folder / file).is_file() and (shared / file).is_file() and _sha256(folder / file) == _sha256(shared / file):
+            removed[name] = _sha256(folder / file)
+            (folder / file).unlink()
+    if "tokenizer" in removed:
+        (folder / _TOKENIZER.parent).rmdir()
+    return removed
+
+
+def _shared_files(origin: Path, shares: ConfigDict) -> dict[str, Path]:
+    """The files that a folder's config takes from a shipped model."""
+    if shares.model not in _shipped():
+        raise UserError(f'{origin}: shares parts with "{shares.model}", and no such model is shipped')
+    if unknown := set(shares.sha256) - set(_FILES):
+        raise unknown_name(f"shared part in {origin}", min(unknown), _FILES)
+    files = {name: _shipped()[shares.model] / _FILES[name] for name in shares.sha256}
+    for name, file in files.items():
+        if not file.is_file() or _sha256(file) != shares.sha256[name]:
+            raise UserError(f"{origin}: {file} is not the {name} that the model was exported with: export it again")
+    return files
 
 
 @contextlib.contextmanager
@@ -157,7 +203,10 @@ def read_config(file: Path) -> ConfigDict:
         raise UserError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object")
-    return ConfigDict(_with_tuples(content))
+    try:
+        return ConfigDict(_with_tuples(content))
+    except ValueError as error:
+        raise UserError(f"{file}: not a config ({error})") from error
 
 
 def _with_tuples(value: Any) -> Any:
