@@ -8,11 +8,14 @@ Stages, in order (each names its parent model with `--config.init_from`):
   python -m launch.train --config=configs/tiny.py:base         ...
   python -m launch.train --config=configs/tiny.py              ...   # subtractive
 
-Adversarial training of the vocoder comes last, as a run that goes on from the spectral one with fresh discriminators
-(no other part changes with it; an autoencoder's latents do, so its own comes before the latents are made):
+Adversarial training comes last, as runs that go on from the others with fresh discriminators. No other part changes with a
+vocoder, nor with an autoencoder's decoder, as long as its encoder stays as it is:
 
   python -m launch.train --config=configs/tiny.py:vocoder      ...   --config.init_from=RUN
       --config.adversarial.weight=0.022 --config.train.learning_rate=2e-4 --config.train.betas="(0.8, 0.99)"
+  python -m launch.train --config=configs/tiny.py:autoencoder  ...   --config.init_from=RUN
+      --config.adversarial.weight=0.02  --config.train.learning_rate=3e-4 --config.train.betas="(0.5, 0.9)"
+      --config.train.only="('decoder','post_quant_conv','main')"
 
 Hours and expected results of the shipped run: subtractive_jax/shipped/tiny/MODEL_CARD.md.
 """
