@@ -8,8 +8,8 @@ Stages, in order (each names its parent model with `--config.init_from`):
   python -m launch.train --config=configs/tiny.py:base         ...
   python -m launch.train --config=configs/tiny.py              ...   # subtractive
 
-Adversarial training comes last, as runs that go on from the others with fresh discriminators. No other part changes with a
-vocoder, nor with an autoencoder's decoder, as long as its encoder stays as it is:
+Adversarial training comes last, as runs that go on from the others with fresh discriminators. No other part changes
+with a vocoder, nor with an autoencoder's decoder, as long as its encoder stays as it is:
 
   python -m launch.train --config=configs/tiny.py:vocoder      ...   --config.init_from=RUN
       --config.adversarial.weight=0.022 --config.train.learning_rate=2e-4 --config.train.betas="(0.8, 0.99)"
