@@ -55,7 +55,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         # No attention over the 512 cells of the first level: it would cost half the step.
         config.denoiser.down_block_types = ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
         config.denoiser.up_block_types = ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-        config.schedule.update(dict(prediction_type="sample", rescale_betas_zero_snr=True))
+        config.schedule.prediction_type = "sample"
         config.latent_shift = (0.0,)
         config.latent_scale = (4.0,)  # of what is 1 in a roll, against noise of 1
         config.context_scale = (4.0,)

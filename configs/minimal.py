@@ -14,8 +14,9 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
     with config.unlocked():
         config.name = "minimal"
         config.representation.window_frames = 128
-        config.data.update(dict(window_hop_frames=128, validation_fraction=0.06, test_fraction=0.06))  # of few songs
-        config.data.songs_per_shard = 1
+        config.data.update(
+            dict(window_hop_frames=128, validation_fraction=0.06, test_fraction=0.06, songs_per_shard=1)  # of few songs
+        )
         config.text_encoder.update(dict(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=2))
         config.autoencoder.update(dict(latent_channels=8, block_out_channels=(8, 8, 8, 8), norm_num_groups=4))
         config.vocoder = ConfigDict(  # the other vocoder: tests run both

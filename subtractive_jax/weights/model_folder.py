@@ -107,8 +107,9 @@ def save(
     """
     if dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
-    if shares and shares not in _shipped():
-        raise unknown_name("shipped model", shares, _shipped())
+    shipped = _shipped()
+    if shares and shares not in shipped:
+        raise unknown_name("shipped model", shares, shipped)
     with new_folder(path) as temporary:
         for part, params in files.params.items():
             if part not in parts.PARTS:
@@ -120,7 +121,7 @@ def save(
             files.tokenizer.save(str(temporary / _TOKENIZER))
         head: dict[str, Any] = {"format": FORMAT}
         if shares:
-            head["shares"] = {"model": shares, "sha256": _remove_shared(temporary, _shipped()[shares])}
+            head["shares"] = {"model": shares, "sha256": _remove_shared(temporary, shipped[shares])}
         (temporary / _CARD).write_text(card)
         config = json.dumps({**head, **files.config.to_dict()}, indent=2)
         (temporary / _CONFIG).write_text(f"{config}\n")
@@ -134,9 +135,10 @@ def _remove_shared(folder: Path, shared: Path) -> dict[str, str]:
     """Removes files of `folder` that are in `shared`, byte for byte; returns their hashes by the names of `_FILES`."""
     removed = {}
     for name, file in _FILES.items():
-        if (folder / file).is_file() and (shared / file).is_file() and _sha256(folder / file) == _sha256(shared / file):
-            removed[name] = _sha256(folder / file)
-            (folder / file).unlink()
+        own, other = folder / file, shared / file
+        if own.is_file() and other.is_file() and (digest := _sha256(own)) == _sha256(other):
+            removed[name] = digest
+            own.unlink()
     if "tokenizer" in removed:
         (folder / _TOKENIZER.parent).rmdir()
     return removed
@@ -144,11 +146,12 @@ def _remove_shared(folder: Path, shared: Path) -> dict[str, str]:
 
 def _shared_files(origin: Path, shares: ConfigDict) -> dict[str, Path]:
     """The files that a folder's config takes from a shipped model."""
-    if shares.model not in _shipped():
+    shipped = _shipped()
+    if shares.model not in shipped:
         raise UserError(f'{origin}: shares parts with "{shares.model}", and no such model is shipped')
     if unknown := set(shares.sha256) - set(_FILES):
         raise unknown_name(f"shared part in {origin}", min(unknown), _FILES)
-    files = {name: _shipped()[shares.model] / _FILES[name] for name in shares.sha256}
+    files = {name: shipped[shares.model] / _FILES[name] for name in shares.sha256}
     for name, file in files.items():
         if not file.is_file() or _sha256(file) != shares.sha256[name]:
             raise UserError(f"{origin}: {file} is not the {name} that the model was exported with: export it again")
