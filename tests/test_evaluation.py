@@ -116,19 +116,20 @@ def test_paper_table_has_every_row(rng):
         "context alone",
         "context alone through the codec",
         "context plus another song's stem",
+        "context plus the true stem through the codec",
         "SDEdit, base model",
         "ours (mix target)",
         "ours (stem target)",
     ]
     assert all(row.count == 5 and "FAD-inf" in row.note and ";" not in row.note for row in measured)
-    for metric in ("onset_f1", "beat_f1", "chroma_agreement", "apa"):
+    for metric in ("onset_f1", "beat_f1", "beat_level_f1", "chroma_agreement", "apa"):
         with_stem = [row.name for row in measured if metric in row.figures]
         assert with_stem == [row.name for row in (*measured[:2], *measured[4:])], metric
     sampled = [row for row in measured if "no_edit" in row.figures]
-    assert [row.name for row in sampled] == [row.name for row in measured[5:]]
+    assert [row.name for row in sampled] == [row.name for row in measured[6:]]
     assert all(row.figures["no_edit"].value == 0.2 and row.figures["silent_stem"].value == 0.0 for row in sampled)
     sums = [row for row in measured if "sub_fad" in row.figures]
-    assert [row.name for row in sums] == ["context plus another song's stem", "ours (stem target)"]
+    assert [row.name for row in sums] == [measured[4].name, measured[5].name, "ours (stem target)"]
     assert all(row.figures["sub_fad"] == row.figures["fad"] for row in sums)
     assert all("clap" not in row.figures for row in measured)
 

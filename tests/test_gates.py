@@ -73,6 +73,16 @@ def test_where_nothing_happens_there_is_no_beat(audio):
 def test_agreement_by_hand():
     agreement = rhythm.onset_agreement(np.array([1.0, 1.05, 2.0, 4.0]), np.array([1.03, 2.06, 3.0]))
     assert agreement == {"precision": 0.5, "recall": 2 / 3, "f1": 4 / 7}
+
+
+def test_beats_of_any_level_agree():
+    beats = np.arange(0.3, 9.0, 0.5)
+    for level in (beats, beats[:-1] + 0.25, beats[::2], beats[1::2], np.arange(0.3, 8.9, 0.25)):
+        assert rhythm.beat_agreement_at_any_level(level, beats) == 1.0
+        assert level is beats or rhythm.beat_agreement(level, beats) < 0.7
+    assert rhythm.beat_agreement_at_any_level(beats + 0.125, beats) == 0.0
+    assert rhythm.beat_agreement_at_any_level(np.zeros(0), beats) == 0.0
+    assert rhythm.beat_agreement_at_any_level(beats, np.zeros(0)) == 0.0
     assert rhythm.onset_agreement(np.zeros(0), np.array([1.0]))["f1"] == 0.0
 
 

@@ -191,6 +191,9 @@ def test_a_folder_that_shares_parts_holds_the_others_only(tmp_path):
         ({"model": "../tiny", "sha256": {"vocoder": "0" * 64}}, 'shares parts with "../tiny", and no such model'),
         ({"model": "tiny", "sha256": {"unet": "0" * 64}}, 'unknown shared part in .* "unet"'),
         ({"model": "tiny", "sha256": {"../vocoder": "0" * 64}}, "not a config"),
+        ("tiny", '"shares" must be'),
+        ({"model": "tiny", "sha256": ["vocoder"]}, '"shares" must be'),
+        ({"sha256": {"vocoder": "0" * 64}}, '"shares" must be'),
     ],
 )
 def test_parts_are_shared_with_the_very_model_that_was_meant(files, tmp_path, shares, message):

@@ -24,7 +24,14 @@ from subtractive_jax.model import Model
 from subtractive_jax.models.autoencoder import mode
 from subtractive_jax.records import Split
 from subtractive_jax.representation.audio import read_audio, to_mono
-from subtractive_jax.sampling.rhythm import beat_agreement, beats, onset_agreement, onset_strength, onsets
+from subtractive_jax.sampling.rhythm import (
+    beat_agreement,
+    beat_agreement_at_any_level,
+    beats,
+    onset_agreement,
+    onset_strength,
+    onsets,
+)
 
 DEFINITIONS = {
     "fd": "Fréchet distance to the true mixes, one embedding a window; audioldm_eval",
@@ -37,6 +44,7 @@ DEFINITIONS = {
     "apa": "accompaniment prompt adherence of context and stem at equal loudness, 0 to 1",
     "onset_f1": "onsets of the stem against the true stem's, within 70 ms",
     "beat_f1": "beats of the stem against the true stem's, within 70 ms",
+    "beat_level_f1": "the same, the best of the true beats, their off-beats, twice and half their tempo (mir_eval)",
     "chroma_agreement": "cosine of the chroma of stem and context, mean over frames in which both sound",
     "clap": "cosine of the mix's embedding and its caption's",
     "silent_stem": "share of results whose stem is silent against its context",
@@ -171,9 +179,8 @@ def rows(
     def context() -> Iterable[Sound]:
         return map(Sound, through_codec(models[0], [window.context for window in windows]))
 
-    def another() -> Iterable[Sound]:
-        pairs = zip(windows, other_stems(windows), strict=True)
-        return (Sound(window.context + stem, stem, is_sum=True) for window, stem in pairs)
+    def plus(stems: Iterable[np.ndarray]) -> Iterable[Sound]:
+        return (Sound(window.context + stem, stem, is_sum=True) for window, stem in zip(windows, stems, strict=True))
 
     def sdedit() -> Iterable[Sound]:
         model = next((model for model in models if _has(model, "base_denoiser")), None)
@@ -193,7 +200,10 @@ def rows(
         "true mix through the codec": lambda: true_mix(through_codec),
         "context alone": lambda: (Sound(window.context) for window in windows),
         "context alone through the codec": context,
-        "context plus another song's stem": another,
+        "context plus another song's stem": lambda: plus(other_stems(windows)),
+        "context plus the true stem through the codec": lambda: plus(
+            through_codec(models[0], [window.stem for window in windows])
+        ),
         "SDEdit, base model": sdedit,
         "ours (mix target)": lambda: ours("mix"),
         "ours (stem target)": lambda: ours("stem"),
@@ -201,12 +211,14 @@ def rows(
 
 
 def stem_figures(stems: Sequence[np.ndarray], windows: Sequence[Window]) -> dict[str, Estimate]:
-    """Onset F1 and beat F1 of stems against the true ones, and how their chroma agree with the contexts'."""
-    values: dict[str, list[float]] = {"onset_f1": [], "beat_f1": [], "chroma_agreement": []}
+    """How onsets and beats of stems agree with the true ones', and their chroma with the contexts'."""
+    values: dict[str, list[float]] = {"onset_f1": [], "beat_f1": [], "beat_level_f1": [], "chroma_agreement": []}
     for stem, window in zip(stems, windows, strict=True):
         ours, truth = (onset_strength(audio, window.sample_rate) for audio in (stem, window.stem))
         values["onset_f1"].append(onset_agreement(onsets(ours), onsets(truth))["f1"])
-        values["beat_f1"].append(beat_agreement(beats(ours), beats(truth)))
+        our_beats, true_beats = beats(ours), beats(truth)
+        values["beat_f1"].append(beat_agreement(our_beats, true_beats))
+        values["beat_level_f1"].append(beat_agreement_at_any_level(our_beats, true_beats))
         values["chroma_agreement"].append(chroma_agreement(stem, window.context, window.sample_rate))
     return {metric: table.mean(np.array(each)) for metric, each in values.items()}
 

@@ -23,6 +23,7 @@ METRICS = {  # column: heading
     "apa": "APA",
     "onset_f1": "onset F1",
     "beat_f1": "beat F1",
+    "beat_level_f1": "beat F1, any level",
     "chroma_agreement": "chroma",
     "clap": "CLAP",
     "silent_stem": "silent",

@@ -130,3 +130,14 @@ def onset_agreement(
 def beat_agreement(estimate: np.ndarray, reference: np.ndarray) -> float:
     """F1 of beats within 70 ms, mir_eval's F-measure without its cut of the first five seconds."""
     return onset_agreement(estimate, reference)["f1"]
+
+
+def beat_agreement_at_any_level(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """The best `beat_agreement` of the reference's metrical levels: itself, its off-beats, twice and half its tempo.
+
+    The levels are mir_eval's (Davies et al. 2009). In ten seconds of music a tracker often counts another level.
+    """
+    between = (reference[:-1] + reference[1:]) / 2.0
+    doubled = np.sort(np.concatenate([reference, between]))
+    levels = (reference, between, doubled, reference[::2], reference[1::2])
+    return max(beat_agreement(estimate, level) for level in levels)

@@ -144,8 +144,10 @@ def _remove_shared(folder: Path, shared: Path) -> dict[str, str]:
     return removed
 
 
-def _shared_files(origin: Path, shares: ConfigDict) -> dict[str, Path]:
+def _shared_files(origin: Path, shares: Any) -> dict[str, Path]:
     """The files that a folder's config takes from a shipped model."""
+    if not isinstance(shares, ConfigDict) or not isinstance(shares.get("sha256"), ConfigDict) or "model" not in shares:
+        raise UserError(f'{origin}: "shares" must be {{"model": NAME, "sha256": {{PART: DIGEST, ...}}}}')
     shipped = _shipped()
     if shares.model not in shipped:
         raise UserError(f'{origin}: shares parts with "{shares.model}", and no such model is shipped')
