@@ -1,5 +1,6 @@
 """Instructions that are followed, and some that are not; drum patterns told apart by their genre."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,6 +124,13 @@ def test_who_obeys_and_who_does_not(examples):
     assert deaf["density: busy over sparse"].obeyed.value == 0.0 == deaf["density: busy over sparse"].chance
     assert deaf["genre: all"].obeyed.value < 0.5
     assert deaf["genre: rock"].obeyed.value == deaf["genre: rock"].unasked.value
+
+
+def test_a_genre_of_few_groups_is_none(examples):
+    """Many windows of one song do not make a genre."""
+    few = [dataclasses.replace(each, group_id="one song") if each.genre == "funk" else each for each in examples]
+    trials, _ = control.measure(listener(Obedient()), windows(range(1)), few)
+    assert [trial.name for trial in trials[3:]] == ["genre: dance", "genre: rock"]
 
 
 def test_what_cannot_be_asked_for_is_said():

@@ -23,13 +23,13 @@ from subtractive_jax.representation.audio import to_mono
 from subtractive_jax.sampling.gates import SILENT_STEM_DB, level_db
 from subtractive_jax.sampling.rhythm import onset_strength, onsets
 
-FEWEST_EXAMPLES = 5  # windows of a genre that the classifier is fitted to
+FEWEST_GROUPS = 5  # of a genre that the classifier is fitted to: what two songs share is no genre
 _LOWEST_DB = -60.0  # of a stem against its context: below, all is silence
 _SPOKEN = {"latin": "Latin", "r&b": "R&B", "show": "show tune"}  # where texts call a genre otherwise than its tag
 
 DEFINITIONS = {
     "genre": '"Add GENRE ..." is obeyed when the stem is not silent and a classifier, fitted to the stems of the train '
-    "split, takes it for that genre",
+    f"split, takes it for that genre; of genres that {FEWEST_GROUPS} groups there have",
     "chance": "what texts without effect would reach: half of the pairs that are not equal; one of the genres",
     "unasked": "share of stems that are taken for the genre when another one was asked for",
     "ceiling": "share of the evaluation split's true stems of the genre that the classifier takes for it",
@@ -173,12 +173,12 @@ def _classifier(listener: Listener, examples: Iterable[Any]) -> tuple[GenreClass
     known = []
     for example in tqdm(examples, desc="patterns", leave=False):
         if example.genre and (values := listener.features(example.stem, example)) is not None:
-            known.append((values, example.genre))
-    counts = Counter(genre for _, genre in known)
-    known = [(values, genre) for values, genre in known if counts[genre] >= FEWEST_EXAMPLES]
-    if len({genre for _, genre in known}) < 2:
-        return None, f"no genres: the train split has not two of them with {FEWEST_EXAMPLES} windows of the stem each"
-    return GenreClassifier.fitted(np.stack([values for values, _ in known]), [genre for _, genre in known]), ""
+            known.append((values, example.genre, example.group_id))
+    groups = Counter(genre for genre, _ in {(genre, group) for _, genre, group in known})
+    known = [each for each in known if groups[each[1]] >= FEWEST_GROUPS]
+    if len({genre for _, genre, _ in known}) < 2:
+        return None, f"no genres: the train split has not two of them with {FEWEST_GROUPS} groups of the stem each"
+    return GenreClassifier.fitted(np.stack([values for values, _, _ in known]), [genre for _, genre, _ in known]), ""
 
 
 def _genre(listener: Listener, classifier: GenreClassifier, stem: Any, window: Any) -> str:
