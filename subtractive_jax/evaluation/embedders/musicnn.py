@@ -30,7 +30,7 @@ class MusiCNN:
     n_mels = 96
     patch_frames = 187
     patch_hop_frames = 62
-    batch_size = 16  # patches
+    batch_size = 8  # patches, those of 10.24 s
 
     def __init__(self, params: Params):
         self._params = {name: jnp.asarray(value) for name, value in params.items()}
