@@ -61,6 +61,6 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.context_scale = (4.0,)
         config.dropout.parts = 0.35  # of each part of a context, so that every set of parts is played to
         config.train.update(dict(batch_size=16, learning_rate=2e-3, warmup_steps=100, ema_decay=0.998))
-        config.sampling.update(dict(steps=12, text_guidance=2.0, context_guidance=3.5))
+        config.sampling.update(dict(steps=12, text_guidance=2.0, context_guidance=3.5, guidance_rescale=0.0))
         config.train.steps = 400 if stage == "base" else 9_600
     return config

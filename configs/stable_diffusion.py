@@ -89,6 +89,13 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             )
         )
         config.sampling.update(
-            dict(solver="pndm", steps=50, text_guidance=7.5, context_guidance=1.5, sdedit_strength=0.7)
+            dict(
+                solver="pndm",
+                steps=50,
+                text_guidance=7.5,
+                context_guidance=1.5,
+                guidance_rescale=0.0,
+                sdedit_strength=0.7,
+            )
         )
     return config

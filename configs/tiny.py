@@ -191,7 +191,14 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         )
     )
     config.sampling = ConfigDict(
-        dict(solver="ddim", steps=12, text_guidance=4.0, context_guidance=3.0, sdedit_strength=0.3)
+        dict(
+            solver="ddim",
+            steps=12,
+            text_guidance=4.0,
+            context_guidance=3.0,
+            guidance_rescale=0.7,  # or strong guidance makes stems too loud where they play and too soft elsewhere
+            sdedit_strength=0.3,
+        )
     )
 
     if stage == "text_encoder":

@@ -72,7 +72,9 @@ flags.DEFINE_string("solver", None, f"{', '.join(SOLVERS)}; the model's own unle
 flags.DEFINE_integer("steps", None, "Denoising steps; the model's own unless given.")
 flags.DEFINE_float("text_guidance", None, "How strongly to follow the instruction; the model's own unless given.")
 flags.DEFINE_float("context_guidance", None, "How strongly to follow the music; the model's own unless given.")
-flags.DEFINE_float("guidance_rescale", 0.0, "0 to 1: how far to undo what strong guidance does to the level.")
+flags.DEFINE_float(
+    "guidance_rescale", None, "0 to 1: how far to undo what guidance does to the level; the model's own unless given."
+)
 flags.DEFINE_string("guidance_interval", "0,1", "Where there is guidance: shares of the timesteps, 0 clean, 1 noise.")
 flags.DEFINE_string("method", "insert", "insert, or sdedit: the baseline with the base denoiser.")
 flags.DEFINE_float("strength", None, "sdedit: how much of the song is redrawn, above 0 and at most 1.")
@@ -104,7 +106,7 @@ class Job:
     steps: int | None
     text_guidance: float | None
     context_guidance: float | None
-    guidance_rescale: float
+    guidance_rescale: float | None
     guidance_interval: str
     method: str
     strength: float | None

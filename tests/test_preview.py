@@ -122,14 +122,16 @@ def test_the_sampler_comes_to_the_same_latents(world, monkeypatch):
         [np.float16(split.metadata["null_text_states"]), instruction], config.max_text_tokens
     )
     monkeypatch.setattr(model, "encode_text", lambda texts: (np.float32(states), mask))
-    settings = {name: config.sampling[name] for name in ("solver", "steps", "text_guidance", "context_guidance")}
+    settings = {
+        name: config.sampling[name]
+        for name in ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")
+    }
     stem = model.stems.index(example["stem_name"])
     with model.holding(_params(config)):
         sampler = Sampler(
             model,
             example["instructions"][0],
             stem,
-            guidance_rescale=0.0,
             guidance_interval=(0.0, 1.0),
             strength=None,
             **settings,

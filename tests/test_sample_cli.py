@@ -93,7 +93,7 @@ def test_the_result_says_how_it_was_made(single):
     result = json.loads((single / "result.json").read_text())
     assert result["instruction"] == "Add reggae beats" and result["stem"] == "drums" and result["steps"] == 2
     assert result["model"] == "model" and result["estimated"] is False
-    assert (result["text_guidance"], result["context_guidance"]) == (4.0, 3.0)
+    assert [result[name] for name in ("text_guidance", "context_guidance", "guidance_rescale")] == [4.0, 3.0, 0.7]
     assert result["figures"]["preservation"]["exact"] and result["seconds"]["sampling"] > 0
     assert set(result["candidates"]) == {"5", "6"}
     other = ({5, 6} - {result["seed"]}).pop()

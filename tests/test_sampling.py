@@ -249,6 +249,19 @@ def test_the_solver_is_the_models_own_unless_given(model):
         assert counts[-1] == (5, 5) and np.abs(other.stem - own.stem).max() > 1e-5
 
 
+def test_guidance_rescale_is_the_models_own_unless_given(model):
+    audio = _music(40_000)
+    own = model.insert(audio, RATE, "Add rock drums")
+    assert own.info["guidance_rescale"] == model.config.sampling.guidance_rescale > 0.0
+    earlier = _variant(model)
+    with earlier.config.unlocked():
+        del earlier.config.sampling.guidance_rescale
+    plain = earlier.insert(audio, RATE, "Add rock drums")
+    given = model.insert(audio, RATE, "Add rock drums", guidance_rescale=0.0)
+    np.testing.assert_array_equal(plain.stem, given.stem)
+    assert np.abs(plain.stem - own.stem).max() > 1e-5
+
+
 def test_the_batch_of_windows_does_not_matter(model):
     audio = _music(10 * RATE)
     small = _variant(model, windows_per_device=1)

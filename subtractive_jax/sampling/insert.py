@@ -50,7 +50,7 @@ class Settings:
     steps: int | None = None
     text_guidance: float | None = None
     context_guidance: float | None = None
-    guidance_rescale: float = 0.0
+    guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     method: str = "insert"
     strength: float | None = None
@@ -173,6 +173,10 @@ def sampler_for(model: "Model", instruction: str, stem: str, settings: Settings)
         value = getattr(settings, name)
         return own[name] if value is None else value
 
+    rescale = settings.guidance_rescale
+    if rescale is None:
+        rescale = own.get("guidance_rescale", 0.0)  # absent from models of earlier versions
+
     strength = (own.sdedit_strength if settings.strength is None else settings.strength) if sdedit else None
     names = ("solver", "steps", "text_guidance", "context_guidance")
     sampler = Sampler(
@@ -180,7 +184,7 @@ def sampler_for(model: "Model", instruction: str, stem: str, settings: Settings)
         instruction=instruction,
         stem=model.stems.index(stem),
         **{name: chosen(name) for name in names},
-        guidance_rescale=settings.guidance_rescale,
+        guidance_rescale=rescale,
         guidance_interval=settings.guidance_interval,
         strength=strength,
     )

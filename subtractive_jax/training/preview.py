@@ -229,7 +229,7 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
         audio["mix"] = audio["context"] + audio["stem"]
     audio["reference"] = decoded(target)
 
-    settings = ("solver", "steps", "text_guidance", *(("context_guidance",) if subtractive else ()))
+    settings = ("solver", "steps", "text_guidance", "guidance_rescale", *(("context_guidance",) if subtractive else ()))
     samples = []
     for seed, example in enumerate(examples):
         sounds = {name: windows[seed] / example["gain"] for name, windows in audio.items()}
@@ -241,7 +241,7 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
 
 def _parts(model: _Model, examples: Sequence[_Example], metadata: dict[str, Any]) -> list[_Sample]:
     """Contexts with the parts that are made for them, at 120 BPM."""
-    roll, names = model.roll, ("solver", "steps", "text_guidance", "context_guidance")
+    roll, names = model.roll, ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")
     samples = []
     for seed, example in enumerate(examples):
         stem, whole = example["stem_name"], np.array(example["context_latent"][..., : roll.channels], np.float32)
@@ -265,9 +265,9 @@ def _denoised(model: _Model, example: _Example, seed: int, metadata: dict[str, A
 
     def output(x: np.ndarray, t: int) -> np.ndarray:
         if config.stage == "base":
-            return model.denoise_base(x, t, states, mask, sampling.text_guidance)
+            return model.denoise_base(x, t, states, mask, sampling.text_guidance, sampling.guidance_rescale)
         stem = model.stems.index(example["stem_name"])
-        guidance = sampling.context_guidance, sampling.text_guidance
+        guidance = sampling.context_guidance, sampling.text_guidance, sampling.guidance_rescale
         return model.denoise(x, context, t, states, mask, stem, *guidance)
 
     context = np.asarray(example["context_latent"][None], np.float32)
