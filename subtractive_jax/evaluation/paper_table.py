@@ -282,7 +282,8 @@ class Measure:
         def apa(*indices: np.ndarray) -> float:
             return distances.prompt_adherence(*map(table.patches, sets, indices))
 
-        return distances.bootstrap(apa, [len(self._windows)] * 3, self._replicates, paired=True)
+        estimate = distances.bootstrap(apa, [len(self._windows)] * 3, self._replicates, paired=True)
+        return dataclasses.replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
 
 
 def measure(
