@@ -29,7 +29,7 @@ _SPOKEN = {"latin": "Latin", "r&b": "R&B", "show": "show tune"}  # where texts c
 
 DEFINITIONS = {
     "genre": '"Add GENRE ..." is obeyed when the stem is not silent and a classifier, fitted to the stems of the train '
-    f"split, takes it for that genre; of genres that {FEWEST_GROUPS} groups there have",
+    f"split, takes it for that genre; only genres with {FEWEST_GROUPS} groups or more in that split are told apart",
     "chance": "what texts without effect would reach: half of the pairs that are not equal; one of the genres",
     "unasked": "share of stems that are taken for the genre when another one was asked for",
     "ceiling": "share of the evaluation split's true stems of the genre that the classifier takes for it",
