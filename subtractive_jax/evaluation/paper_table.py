@@ -5,6 +5,7 @@ near the full mix already, and any stem of the right kind is nearer still. Each 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -172,12 +173,15 @@ def rows(
       steps: of the sampler; the models' own when None.
     """
 
-    def true_mix(through: Callable[[Model, Sequence[np.ndarray]], np.ndarray]) -> Iterable[Sound]:
-        mixes, stems = (through(models[0], [getattr(window, key) for window in windows]) for key in ("mix", "stem"))
-        return map(Sound, mixes, stems)
+    def vocoder(key: str) -> np.ndarray:
+        return through_vocoder(models[0], [getattr(window, key) for window in windows])
 
-    def context() -> Iterable[Sound]:
-        return map(Sound, through_codec(models[0], [window.context for window in windows]))
+    def codec(key: str) -> np.ndarray:
+        return through_codec(models[0], [getattr(window, key) for window in windows])
+
+    @functools.cache
+    def codec_stems() -> np.ndarray:
+        return codec("stem")
 
     def plus(stems: Iterable[np.ndarray]) -> Iterable[Sound]:
         return (Sound(window.context + stem, stem, is_sum=True) for window, stem in zip(windows, stems, strict=True))
@@ -196,14 +200,12 @@ def rows(
         return _sampled(model, windows, [window.instruction for window in windows], steps=steps)
 
     return {
-        "true mix through the vocoder": lambda: true_mix(through_vocoder),
-        "true mix through the codec": lambda: true_mix(through_codec),
+        "true mix through the vocoder": lambda: map(Sound, vocoder("mix"), vocoder("stem")),
+        "true mix through the codec": lambda: map(Sound, codec("mix"), codec_stems()),
         "context alone": lambda: (Sound(window.context) for window in windows),
-        "context alone through the codec": context,
+        "context alone through the codec": lambda: map(Sound, codec("context")),
         "context plus another song's stem": lambda: plus(other_stems(windows)),
-        "context plus the true stem through the codec": lambda: plus(
-            through_codec(models[0], [window.stem for window in windows])
-        ),
+        "context plus the true stem through the codec": lambda: plus(codec_stems()),
         "SDEdit, base model": sdedit,
         "ours (mix target)": lambda: ours("mix"),
         "ours (stem target)": lambda: ours("stem"),

@@ -167,24 +167,19 @@ def sampler_for(model: "Model", instruction: str, stem: str, settings: Settings)
     writes_mix = sdedit or model.config.target == "mix"
     if settings.stem_gain_db and writes_mix:
         raise UserError("stem_gain_db needs a model that writes stems, and this one writes the full mix")
-    own = model.config.sampling
+    own = {"guidance_rescale": 0.0, **model.config.sampling}  # models of earlier versions have none
 
     def chosen(name: str) -> Any:
         value = getattr(settings, name)
         return own[name] if value is None else value
 
-    rescale = settings.guidance_rescale
-    if rescale is None:
-        rescale = own.get("guidance_rescale", 0.0)  # absent from models of earlier versions
-
-    strength = (own.sdedit_strength if settings.strength is None else settings.strength) if sdedit else None
-    names = ("solver", "steps", "text_guidance", "context_guidance")
+    strength = (own["sdedit_strength"] if settings.strength is None else settings.strength) if sdedit else None
+    names = ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")
     sampler = Sampler(
         model=model,
         instruction=instruction,
         stem=model.stems.index(stem),
         **{name: chosen(name) for name in names},
-        guidance_rescale=rescale,
         guidance_interval=settings.guidance_interval,
         strength=strength,
     )
