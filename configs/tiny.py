@@ -66,6 +66,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             augmentation=dict(  # of the training split, see data_pipeline/augment.py
                 copies=0,  # of every song
                 pitch_semitones=2.0,  # transposed by at most
+                tempo=0.08,  # of MIDI, which is played anew: 0.08 is at most 1.08 times faster or slower
                 gain_db=3.0,  # change of a stem's level at most
                 remix=True,  # stems of another take of the same group, where there is one
                 seed=0,

@@ -1,4 +1,4 @@
-"""Training windows varied: other pitches and levels, stems of another take. Pure functions of stems and names.
+"""Training windows varied: other pitches, tempos and levels, stems of another take. Pure functions of stems and names.
 
 What varies depends on (song, window, copy, seed) alone, so a rebuilt dataset is the same. Stems are varied before they
 are added up: mix, context and stem stay exact sums.
@@ -60,6 +60,27 @@ def transposition(song_id: str, start_seconds: float, copy: int, seed: int, pitc
     return int(_rng("pitch", song_id, float(start_seconds), copy, seed).choice(steps)) if steps else 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Performance:
+    """How a song of notes is played.
+
+    Attributes:
+      number: of the song's performances, each of which may have a SoundFont of its own; 0 is the song as it is written.
+      semitones: for all notes but drums'.
+      speed: times the written tempo.
+    """
+
+    number: int = 0
+    semitones: int = 0
+    speed: float = 1.0
+
+
+def performance(song_id: str, number: int, seed: int, pitch_semitones: float, tempo: float) -> Performance:
+    """Draws how a copy of a song is played: in a key as `transposition`, up to `1 + tempo` times faster or slower."""
+    speed = (1.0 + tempo) ** _rng("tempo", song_id, number, seed).uniform(-1.0, 1.0)
+    return Performance(number, transposition(song_id, 0.0, number, seed, pitch_semitones), speed)
+
+
 def vary(stems: Mapping[str, np.ndarray], variation: Variation, sample_rate: int) -> dict[str, np.ndarray]:
     """Stems, float32 `[samples]`, at other pitches and levels; lengths stay."""
     return {
@@ -78,7 +99,7 @@ def _shifted(samples: np.ndarray, semitones: float, sample_rate: int) -> np.ndar
 
 
 def partner(song: Song, songs: Sequence[Song], copy: int, seed: int) -> Song | None:
-    """Another take of the song, from which stems may come: of its group, with the same tempo, key and metre tags.
+    """Another take of the song, from which stems may come: of its kind and group, of the same tempo, key and metre.
 
     Returns:
       One of the takes among `songs`, in whatever order they are; None where there is none, or no tempo or key is known.
@@ -90,7 +111,7 @@ def partner(song: Song, songs: Sequence[Song], copy: int, seed: int) -> Song | N
 def _is_take(song: Song, other: Song) -> bool:
     return (
         other.song_id != song.song_id
-        and other.group_id == song.group_id
+        and (other.kind, other.group_id) == (song.kind, song.group_id)
         and all(song.tags.get(tag) is not None for tag in ("tempo", "key"))
         and all(song.tags.get(tag) == other.tags.get(tag) for tag in ("tempo", "key", "time_signature"))
     )

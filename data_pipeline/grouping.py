@@ -56,6 +56,19 @@ class Part:
     def notes(self) -> list[tuple[int, mido.Message]]:
         return [(tick, message) for tick, message in self.events if _is_onset(message)]
 
+    def transposed(self, semitones: int) -> "Part":
+        """The part in another key; drums stay. Notes that MIDI has no number for are an octave off."""
+        if self.percussion or not semitones:
+            return self
+
+        def moved(message: mido.Message) -> mido.Message:
+            if message.type not in ("note_on", "note_off", "polytouch"):
+                return message
+            note = message.note + semitones
+            return message.copy(note=note - 12 * (note > 127) + 12 * (note < 0))
+
+        return dataclasses.replace(self, events=[(tick, moved(message)) for tick, message in self.events])
+
 
 def _is_onset(message: mido.Message) -> bool:
     return message.type == "note_on" and message.velocity > 0

@@ -109,6 +109,7 @@ def _check_data(data: ConfigDict, representation: Mel | PianoRoll) -> None:
             ("window_hop_frames", data.window_hop_frames, data.window_hop_frames > 0, "1 or more"),
             ("min_stem_level_db", data.min_stem_level_db, data.min_stem_level_db < 0, "below 0"),
             ("loudness_lufs", data.loudness_lufs, -70 < data.loudness_lufs <= 0, "between -70 and 0"),
+            ("augmentation.tempo", augmentation.tempo, augmentation.tempo >= 0, "0 or more"),
             ("augmentation.gain_db", augmentation.gain_db, augmentation.gain_db >= 0, "0 or more"),
         ]
     for field, value, is_good, range_ in wanted:

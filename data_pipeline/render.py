@@ -42,6 +42,10 @@ _CHANNEL_MODES = 124  # from this controller on, messages change how other chann
 class Clock:
     """Ticks of a song to samples, exact over all tempo changes.
 
+    Args:
+      midi: the song.
+      speed: times its own tempo.
+
     Attributes:
       end: the tick at which the song's last track ends.
 
@@ -49,7 +53,7 @@ class Clock:
       UserError: a tempo is no tempo.
     """
 
-    def __init__(self, midi: mido.MidiFile):
+    def __init__(self, midi: mido.MidiFile, speed: float = 1.0):
         changes, self.end = [], 0
         for track in midi.tracks:
             tick = 0
@@ -58,11 +62,11 @@ class Clock:
                 if message.type == "set_tempo":
                     if not message.tempo:
                         raise UserError("a tempo of 0 microseconds a beat")
-                    changes.append((tick, message.tempo))
+                    changes.append((tick, round(message.tempo / speed) or 1))
             self.end = max(self.end, tick)
         # Integers, since damaged files hold ticks that no float holds.
         self._second = 1_000_000 * midi.ticks_per_beat  # a time is microseconds a beat, times ticks
-        self._points = [(0, 0, 500_000)]  # tick, time, tempo
+        self._points = [(0, 0, round(500_000 / speed))]  # tick, time, tempo
         for tick, tempo in sorted(changes, key=lambda change: change[0]):
             last, time, old = self._points[-1]
             self._points.append((tick, time + (tick - last) * old, tempo))

@@ -30,7 +30,7 @@ from data_pipeline import (
     windows,
 )
 from data_pipeline.encode import encoders
-from data_pipeline.song import Rejected, Song, Tools
+from data_pipeline.song import Recording, Rejected, Song, Tools
 from subtractive_jax import records
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation import audio, from_config
@@ -40,6 +40,7 @@ from subtractive_jax.representation.piano_roll import PianoRoll
 _ENCODE_BATCH = 8  # examples
 _TEXTS_BATCH = 64  # examples whose texts are encoded together
 _NAMES_A_KEY = re.compile(r"\b[A-G](-?flat|-?sharp|[#b♯♭])?[ -](major|minor)\b", re.IGNORECASE)
+_NAMES_A_TEMPO = re.compile(r"\bBPM\b", re.IGNORECASE)
 _POOL = 4  # texts asked of a language model, for each that a window gets
 
 
@@ -199,7 +200,9 @@ class WriteSongs(_WriteShards):
         if triple.semitones:
             tags = {key: value for key, value in tags.items() if key != "key"}  # no longer that one
             tags["semitones"] = round(triple.semitones, 2)
-            caption = "" if _NAMES_A_KEY.search(caption) else caption
+        varied = [named for tag, named in (("semitones", _NAMES_A_KEY), ("speed", _NAMES_A_TEMPO)) if tag in tags]
+        if any(named.search(caption) for named in varied):
+            caption = ""
         return signals | {
             "stem_name": triple.stem_name,
             "song_id": song.song_id,
@@ -235,28 +238,56 @@ class WriteAudio(WriteSongs):
 
     def _song(self, song: Song, other_takes: tuple[Song | None, ...], report: Report) -> Iterator[dict[str, Any]]:
         rate, augmentation = self._mel.sample_rate, self._data["augmentation"]
-        recording = sources.load(song, rate, self._tools)
+        recording = self._load(song, None)
         with windows.hear(recording, rate, self._data["stems"]) as heard:
             report.notes += [{"song_id": song.song_id, "note": note} for note in recording.notes]
             clean = [name for name in heard.sets if self._is_clean(name, heard, song, report)]
-            tags = recording.tags
-            texts = self._texts(song, {k: v for k, v in tags.items() if k != "key" or not other_takes}, clean, report)
-            yield from self._windows(song, tags, heard, clean, texts, windows.as_it_is)
+            of_all = {key: tag for key, tag in recording.tags.items() if key not in self._varies(song, other_takes)}
+            texts = self._texts(song, of_all, clean, report)
+            yield from self._windows(song, heard, clean, texts, windows.as_it_is)
             for number, other_take in enumerate(other_takes, 1):
-                settings = (augmentation[name] for name in ("seed", "pitch_semitones", "gain_db"))
-                copy = copies.Copy(song.song_id, number, *settings)
+                seed, pitch = augmentation["seed"], augmentation["pitch_semitones"]
+                performance = None
+                if song.kind == "midi":  # notes can be played anew, which sounds better than a sound stretched
+                    performance = augment.performance(song.song_id, number, seed, pitch, augmentation["tempo"])
+                    pitch = 0.0
+                copy = copies.Copy(song.song_id, number, seed, pitch, augmentation["gain_db"])
                 with contextlib.ExitStack() as open_files:
-                    takes = open_files.enter_context(self._both(song, other_take, report)) if other_take else None
-                    report.copies["with another take" if takes else "of the song alone"] += 1
-                    yield from self._windows(song, tags, takes or heard, clean, texts, copy)
+                    takes = None
+                    if other_take:
+                        takes = open_files.enter_context(self._both(song, other_take, performance, report))
+                    kind = "with another take" if takes else "of the song alone"
+                    if performance and not takes:
+                        alone = self._load(song, performance)
+                        takes = open_files.enter_context(windows.hear(alone, rate, self._data["stems"]))
+                    played = takes or heard
+                    if played.samples < self._mel.window_samples:
+                        report.notes.append({"song_id": song.song_id, "note": "a copy is shorter than one window"})
+                        continue
+                    report.copies[kind] += 1
+                    yield from self._windows(song, played, clean, texts, copy)
+
+    @staticmethod
+    def _varies(song: Song, other_takes: tuple[Song | None, ...]) -> tuple[str, ...]:
+        """Tags that do not hold for all copies of a song."""
+        if not other_takes:
+            return ()
+        return ("key", "tempo") if song.kind == "midi" else ("key",)
+
+    def _load(self, song: Song, performance: augment.Performance | None) -> Recording:
+        if performance is None:
+            return sources.load(song, self._mel.sample_rate, self._tools)
+        return sources.midi.load(song, self._mel.sample_rate, self._tools, performance)
 
     @contextlib.contextmanager
-    def _both(self, song: Song, other_take: Song, report: Report) -> Iterator[windows.HeardSong | None]:
+    def _both(
+        self, song: Song, other_take: Song, performance: augment.Performance | None, report: Report
+    ) -> Iterator[windows.HeardSong | None]:
         """The song heard again beside another take; None where they do not fit, or the other one is damaged."""
         rate = self._mel.sample_rate
         with contextlib.ExitStack() as open_files:
             try:
-                recordings = [sources.load(take, rate, self._tools) for take in (song, other_take)]
+                recordings = [self._load(take, performance) for take in (song, other_take)]
                 takes = copies.side_by_side(recordings[0], recordings[1], rate)
                 both = open_files.enter_context(windows.hear(takes, rate, self._data["stems"]))
             except UserError as error:
@@ -267,7 +298,6 @@ class WriteAudio(WriteSongs):
     def _windows(
         self,
         song: Song,
-        tags: dict[str, Any],
         heard: windows.HeardSong,
         stem_sets: list[str],
         texts: Callable[..., list[str]],
@@ -284,7 +314,7 @@ class WriteAudio(WriteSongs):
             self._data["loudness_lufs"],
             play,
         ):
-            own_tags = dict(tags)
+            own_tags = dict(heard.tags)
             if triple.stem_name in heard.bleed_db:
                 own_tags["bleed_db"] = round(heard.bleed_db[triple.stem_name], 1)
             if triple.mix is not mix:

@@ -64,6 +64,7 @@ class HeardSong:
 
     Attributes:
       stems: names of the rows.
+      tags: the recording's.
       samples: length.
       sets: of `missing`, those whose stems the song has.
       separated: the stems are estimates.
@@ -73,7 +74,7 @@ class HeardSong:
     """
 
     def __init__(self, file: IO[bytes], recording: Recording, sample_rate: int, missing: Iterable[str]):
-        self._file, self.stems, self.samples = file, recording.stems, 0
+        self._file, self.stems, self.tags, self.samples = file, recording.stems, recording.tags, 0
         self.sample_rate, self.separated = sample_rate, recording.separated
         taken = {name: _weights(self.stems, stem_set(name)) for name in missing if stem_set(name) <= set(self.stems)}
         self.sets = tuple(taken)

@@ -1,5 +1,6 @@
 """Augmentation: a function of names alone, within its bounds."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -59,6 +60,17 @@ def test_variations_fill_their_bounds_and_differ_by_window_copy_and_seed() -> No
     assert abs(np.corrcoef(gains.T)[0, 1]) < 0.3  # stems vary on their own
 
 
+def test_performances_fill_their_bounds_and_differ_by_song_copy_and_seed() -> None:
+    names = [(song_id, number, seed) for song_id in map(str, range(50)) for number in (1, 2) for seed in range(2)]
+    drawn = [augment.performance(*name, pitch_semitones=2.0, tempo=0.1) for name in names]
+    assert {one.semitones for one in drawn} == {-2, -1, 1, 2}
+    speeds = np.array([one.speed for one in drawn])
+    assert len(set(speeds)) == len(names)
+    assert 1.09 < speeds.max() <= 1.1 and 1 / 1.1 <= speeds.min() < 1 / 1.09
+    assert abs(np.median(speeds) - 1.0) < 0.02, "as often slower as faster"
+    assert augment.performance("a", 1, 0, pitch_semitones=0.0, tempo=0.0) == augment.Performance(1)
+
+
 def test_a_stem_draws_the_same_whatever_the_others() -> None:
     both = augment.variation(("drums", "bass"), *WINDOW, 2.0, 3.0)
     alone = augment.variation(("bass",), *WINDOW, 2.0, 3.0)
@@ -96,6 +108,7 @@ def song(song_id: str, group_id: str = "album", **tags: object) -> Song:
     [
         song("a", tempo=90.0, key="C"),  # itself
         song("b", group_id="another", tempo=90.0, key="C"),
+        dataclasses.replace(song("b", tempo=90.0, key="C"), kind="midi"),
         song("b", tempo=91.0, key="C"),
         song("b", tempo=90.0, key="D"),
         song("b", tempo=90.0, key="C", time_signature="3/4"),

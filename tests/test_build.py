@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import soundfile
 from apache_beam.io.filesystems import FileSystems
 
 from configs import minimal
-from data_pipeline import engine, files, pipeline
+from data_pipeline import engine, files, pipeline, sources
 from data_pipeline.song import Tools
 from subtractive_jax import parts, records
 from subtractive_jax.errors import UserError
@@ -101,12 +102,12 @@ def test_copies_vary_the_training_songs_and_nothing_else(tmp_path):
     for index in range(3):
         write_song(tmp_path / "songs" / f"take {index}", index, group_id="one piece", tempo=120, key="A minor")
     augmentation = dict(copies=2, pitch_semitones=2.0, gain_db=6.0, remix=True, seed=3)
-    sources = [f"stems:{tmp_path / 'songs'}"]
+    folders = [f"stems:{tmp_path / 'songs'}"]
     for name, seed in (("plain", None), ("one", 3), ("two", 3), ("other", 4)):
         config = config_for_tests(stems=("drums", "bass+drums"), songs_per_shard=2)
         if seed:
             config.data.augmentation.update({**augmentation, "seed": seed})
-        pipeline.build_windows(config, str(tmp_path / name), sources, [])
+        pipeline.build_windows(config, str(tmp_path / name), folders, [])
     plain, one, two, other = (examples(tmp_path / name) for name in ("plain", "one", "two", "other"))
     assert len(one) == 3 * len(plain)
     assert [bytes(example["mix"]) for example in one] == [bytes(example["mix"]) for example in two]
@@ -122,6 +123,30 @@ def test_copies_vary_the_training_songs_and_nothing_else(tmp_path):
         # The level rule holds for the window's own balance: about -20 LUFS whatever the gains.
         level = 10 * np.log10(np.mean((context / 32768.0 * example["gain"]) ** 2))
         assert -30 < level < -10
+
+
+def test_copies_of_notes_are_played_anew(tmp_path):
+    songs = tmp_path / "songs"
+    shutil.copytree(Path(sources.SHIPPED.partition(":")[2]) / "mid", songs / "mid")
+    row = {"id": "a", "midi": "mid/demo-cc0-ska.mid", "tempo": 150, "key": "C major", "caption": "Ska at 150 BPM"}
+    (songs / "songs.jsonl").write_text(json.dumps(row))
+    config = config_for_tests(stems=("drums",))
+    config.data.augmentation.update(dict(copies=1, pitch_semitones=2.0, tempo=0.1))
+    pipeline.build_windows(config, str(tmp_path / "data"), [f"midi:{songs}"], [])
+    plain, copies = [], []
+    for example in examples(tmp_path / "data"):
+        (copies if "speed" in json.loads(example["tags"]) else plain).append(example)
+    (speed,) = {json.loads(example["tags"])["speed"] for example in copies}
+    assert 1 / 1.1 <= speed <= 1.1 and speed != 1.0
+    assert len(copies) == pytest.approx(len(plain) / speed, abs=2)
+    for example in copies:
+        tags = json.loads(example["tags"])
+        assert tags["tempo"] == pytest.approx(150 * speed, abs=0.1) and "key" not in tags
+        assert tags["semitones"] in (-2, -1, 1, 2)
+        assert example["caption"] != row["caption"] and "150 BPM" not in " ".join(example["instructions"])
+        mix, context, stem = (audio(example[key]).astype(int) for key in ("mix", "context", "stem"))
+        np.testing.assert_array_equal(mix, context + stem)
+    assert {example["caption"] for example in plain} == {row["caption"]}
 
 
 @pytest.mark.parametrize("damage", ["short", "cut"])

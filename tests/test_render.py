@@ -90,6 +90,19 @@ def test_a_channel_that_changes_program_is_split():
     assert any(message.type == "note_off" and message.note == 60 for _, message in found["keys"].events)
 
 
+def test_a_part_in_another_key():
+    bend = mido.Message("pitchwheel", pitch=100)
+    keys = part([(0, 60), (1, 126), (2, 0)], bend)
+    moved = keys.transposed(2)
+    assert [message.note for _, message in moved.notes()] == [62, 116, 2]
+    assert [(tick, m) for tick, m in moved.events if m.type == "pitchwheel"] == [(0, bend)]
+    assert [tick for tick, _ in moved.events] == [tick for tick, _ in keys.events]
+    assert sum(getattr(message, "note", 0) == 116 for _, message in moved.events) == 2, "a key is released as it is struck"
+    assert [message.note for _, message in part([(0, 1)]).transposed(-2).notes()] == [11]
+    drums = part([(0, 38)], drums=True)
+    assert drums.transposed(2) == drums
+
+
 def test_many_parts_are_packed_without_sharing_channels():
     melodic = [grouping.Part("keys", "piano", False, []) for _ in range(17)]
     kits = [grouping.Part("keys", "kit", True, []) for _ in range(2)]
@@ -116,6 +129,17 @@ def test_the_clock_is_exact_over_tempo_changes_of_any_track():
     assert clock.samples(2, 100_000_000) - clock.samples(1, 100_000_000) == 90
     assert clock.samples(10**400 + 3, 100_000_000) - clock.samples(3, 100_000_000) == 70 * 10**400
     assert clock.beats_per_minute(0) == 120.0
+
+
+def test_the_clock_of_a_faster_performance():
+    for path in sorted(SONGS.glob("*.mid")):
+        midi = mido.MidiFile(path, clip=True)
+        faster, written = render.Clock(midi, speed=1.25), render.Clock(midi)
+        assert faster.end == written.end
+        assert faster.samples(faster.end, 48_000) == pytest.approx(midi.length / 1.25 * 48_000, rel=1e-5)
+        assert faster.beats_per_minute(0) == pytest.approx(written.beats_per_minute(0) * 1.25, rel=1e-5)
+    silent = mido.MidiFile(ticks_per_beat=10, tracks=[mido.MidiTrack([mido.MetaMessage("end_of_track", time=20)])])
+    assert render.Clock(silent, speed=0.5).samples(20, 100) == 200
 
 
 @every_renderer

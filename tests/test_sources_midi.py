@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from data_pipeline import sources
+from data_pipeline.augment import Performance
 from data_pipeline.song import Recording, Rejected, Song, Tools
 from data_pipeline.sources import midi
 from subtractive_jax.errors import UserError
@@ -132,6 +133,30 @@ def test_a_recording(tmp_path):
     assert "Sun" not in str(recording.tags)
     blocks = np.concatenate(list(recording.blocks), axis=1)
     assert blocks.shape == (2, 4 * RATE) and blocks.dtype == np.float32 and (np.abs(blocks).max(axis=1) > 0).all()
+
+
+def test_a_recording_played_anew(tmp_path):
+    notes = {"drums/kit": [(0, 38), (2, 38)], "keys/piano": [(0, 69), (2, 69)]}
+    write_midi(tmp_path / "x.mid", notes, {"drums/kit": 9, "keys/piano": 0})
+    song = Song("id", "id", "midi", (("midi", str(tmp_path / "x.mid")),), {"tempo": 100, "key": "A", "genre": "rock"})
+    written = midi.load(song, RATE, Tools())
+    anew = midi.load(song, RATE, Tools(), Performance(1, semitones=2, speed=1.25))
+    assert {key: anew.tags[key] for key in ("tempo", "genre", "speed", "semitones")} == {
+        **{"tempo": 125.0, "genre": "rock"},
+        **{"speed": 1.25, "semitones": 2},
+    }
+    assert "key" not in anew.tags
+    first, second = (np.concatenate(list(one.blocks), axis=1) for one in (written, anew))
+    second_hit = round(RATE / 1.25)  # the third beat, at 120 a minute
+    hits = np.abs(second[0])
+    assert hits[second_hit - 160 : second_hit].max() < 0.1 * hits[second_hit : second_hit + 800].max()
+
+    def pitch(samples: np.ndarray) -> float:
+        spectrum = np.abs(np.fft.rfft(samples[1600:6400] * np.hanning(4800), 1 << 16))
+        low = round(600 / RATE * (1 << 16))  # below: an octave of the A at 440 Hz
+        return float(np.argmax(spectrum[:low])) * RATE / (1 << 16)
+
+    assert 12 * np.log2(pitch(second[1]) / pitch(first[1])) == pytest.approx(2.0, abs=0.2)
 
 
 def test_the_sources_tags_win_over_the_notes(tmp_path):

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import files, grouping, render, sidecars
+from data_pipeline.augment import Performance
 from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.audio import audio_writer
@@ -33,6 +34,7 @@ _SUFFIXES = (".mid", ".midi")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _ENDLESS_NUMBER = re.compile(rb"[\x80-\xff]{1000}")  # mido reads any, in time that grows with the square of its length
 _GAIN = np.float32(3.0)  # of 25 songs rendered the loudest peaked at 0.24
+_AS_WRITTEN = Performance()
 _PLAUSIBLE_TEMPO = (20.0, 400.0)  # beats a minute
 
 
@@ -90,8 +92,10 @@ def _song(folder: str, row: object, listed: frozenset[str]) -> Song:
     )
 
 
-def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
+def load(song: Song, sample_rate: int, tools: Tools, performance: Performance = _AS_WRITTEN) -> Recording:
     """The song rendered. Tags that the source does not give are read from the notes.
+
+    Played otherwise than written, it has the tag `speed`, its tempo is that, and with a tag `semitones` it has no key.
 
     Raises:
       UserError: the file is damaged, of a type without a common time, without notes or length, or too long.
@@ -101,9 +105,11 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
     parts = grouping.parts(midi)
     if not parts:
         raise UserError("the MIDI file holds no notes")
-    clock = render.Clock(midi)
-    stems = {stem: own for stem in STEMS if (own := [part for part in parts if part.stem == stem])}
-    soundfont = render.soundfont_of(song.song_id, tools.soundfonts)
+    clock = render.Clock(midi, performance.speed)
+    played = [part.transposed(performance.semitones) for part in parts]
+    stems = {stem: own for stem in STEMS if (own := [part for part in played if part.stem == stem])}
+    version = f"{song.song_id}|{performance.number}" if performance.number else song.song_id
+    soundfont = render.soundfont_of(version, tools.soundfonts)
     blocks = render.render(stems, clock, sample_rate, soundfont, tools.renderer or render.renderer())
     seconds = clock.samples(clock.end, 1000) / 1000
     if not seconds:
@@ -114,7 +120,20 @@ def load(song: Song, sample_rate: int, tools: Tools) -> Recording:
         tags["tempo"] = round(tempo, 1)
     endless = sum(_endless(part) for part in parts)
     notes = [f"notes without end: {endless}; they sound as long as their instrument does"] if endless else []
-    return Recording(tuple(stems), blocks, tags | song.tags, notes=notes)
+    return Recording(tuple(stems), blocks, _as_played(tags, song.tags, performance), notes=notes)
+
+
+def _as_played(heard: dict[str, Any], written: dict[str, Any], performance: Performance) -> dict[str, Any]:
+    """A song's tags: those of its source, which tell of it as it is written, before those of its notes as played."""
+    if performance == _AS_WRITTEN:
+        return heard | written
+    tags = heard | written | {"speed": round(performance.speed, 3)}
+    if "tempo" in written:
+        tags["tempo"] = round(written["tempo"] * performance.speed, 1)
+    if performance.semitones:
+        tags.pop("key", None)
+        tags["semitones"] = performance.semitones
+    return tags
 
 
 def render_versions(versions: Mapping[Path, bytes], sample_rate: int) -> None:
