@@ -206,7 +206,13 @@ def check_windows(config: ConfigDict, data_dir: str, source: list[str]) -> None:
             f"{there} was made from {', '.join(metadata['sources']) or 'the shipped songs'}: give another --data_dir "
             "for other sources, or no --source to encode what is there"
         )
-    _same("data", there, metadata["data"], "the config", config.data.to_dict())
+    _same("data", there, _in_use(metadata["data"]), "the config", _in_use(config.data.to_dict()))
+
+
+def _in_use(data: dict[str, Any]) -> dict[str, Any]:
+    """`config.data` without the settings of copies that are not made; earlier versions had fewer of them."""
+    copies = data["augmentation"]["copies"]
+    return data if copies else {**data, "augmentation": {"copies": copies}}
 
 
 def check_encoders(config: ConfigDict, model: str) -> None:

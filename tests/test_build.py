@@ -237,6 +237,14 @@ def test_windows_made_otherwise_than_asked_for_are_refused(tmp_path):
         pipeline.check_windows(config_for_tests(), data_dir, ["stems:elsewhere"])
     with pytest.raises(UserError, match=r"data\.stems is .* but \['keys'\] in the config"):
         pipeline.check_windows(config_for_tests(stems=("keys",)), data_dir, source)
+    config = config_for_tests()
+    config.data.augmentation.gain_db = 1.0
+    pipeline.check_windows(config, data_dir, source)  # without copies it makes no difference
+    config.data.augmentation.copies = 1
+    with pytest.raises(
+        UserError, match=r"data\.augmentation is \{'copies': 0\} .* but \{'copies': 1, .* in the config"
+    ):
+        pipeline.check_windows(config, data_dir, source)
     line = only_error(build(f"--data_dir={data_dir}", "--encoders=tiny", "--config=configs/tiny.py", "--separator=x"))
     assert line.startswith("error: --separator has no effect")
 
