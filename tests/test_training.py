@@ -309,6 +309,8 @@ def test_labels_are_about_the_song_and_the_missing_stem():
         "tags/stem=drums",
         "tags/stems/drums/pieces/snare",
     }
+    measured = {"bleed_db": -20.0, "semitones": 2, "speed": 1.05}  # no text speaks of them
+    assert text_stage.labels(example | {"tags": json.dumps(tags | measured)}) == text_stage.labels(example)
 
 
 # Bad input.

@@ -73,7 +73,7 @@ def make_tokenizer(config: ml_collections.ConfigDict, data_dir: str) -> Tokenize
     return train_tokenizer(texts, config.text_encoder.vocab_size)
 
 
-_MEASURED = ("bleed_db", "semitones")  # in tags, but not what texts speak of
+_MEASURED = ("bleed_db", "semitones", "speed")  # in tags, but not what texts speak of
 
 
 def _labels(value: Any, path: str) -> Iterator[str]:
