@@ -7,13 +7,14 @@ are added up: mix, context and stem stay exact sums.
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline.song import Song
 
 T = TypeVar("T")
+Pitch = TypeVar("Pitch", int, np.ndarray)
 _UNPITCHED = "drums"
 _SAME_LENGTH_SECONDS = 0.05
 
@@ -58,6 +59,17 @@ def transposition(song_id: str, start_seconds: float, copy: int, seed: int, pitc
     """Draws by how many whole semitones a window's notes are moved: within `±pitch_semitones`, and not by 0."""
     steps = [step for step in range(-int(pitch_semitones), int(pitch_semitones) + 1) if step]
     return int(_rng("pitch", song_id, float(start_seconds), copy, seed).choice(steps)) if steps else 0
+
+
+def transposed(pitch: Pitch, semitones: int) -> Pitch:
+    """MIDI pitches moved; what would leave MIDI's range is moved by an octave less."""
+    moved = pitch + semitones
+    return moved + 12 * (moved < 0) - 12 * (moved > 127)
+
+
+def transposed_tags(tags: Mapping[str, Any], semitones: float) -> dict[str, Any]:
+    """The tags of a transposed song: its key no longer holds."""
+    return {key: tag for key, tag in tags.items() if key != "key"} | {"semitones": round(semitones, 2)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import mido
 
+from data_pipeline import augment
 from subtractive_jax.errors import unknown_name
 from subtractive_jax.representation.notes import (
     PERCUSSION_CHANNEL,
@@ -57,15 +58,14 @@ class Part:
         return [(tick, message) for tick, message in self.events if _is_onset(message)]
 
     def transposed(self, semitones: int) -> "Part":
-        """The part in another key; drums stay. Notes that MIDI has no number for are an octave off."""
+        """The part in another key, see `augment.transposed`; drums stay."""
         if self.percussion or not semitones:
             return self
 
         def moved(message: mido.Message) -> mido.Message:
             if message.type not in ("note_on", "note_off", "polytouch"):
                 return message
-            note = message.note + semitones
-            return message.copy(note=note - 12 * (note > 127) + 12 * (note < 0))
+            return message.copy(note=augment.transposed(message.note, semitones))
 
         return dataclasses.replace(self, events=[(tick, moved(message)) for tick, message in self.events])
 

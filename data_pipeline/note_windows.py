@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import augment
 from data_pipeline.grouping import PIECES
 from data_pipeline.windows import stem_set
 from subtractive_jax.errors import UserError
@@ -36,13 +37,12 @@ def describe(part: np.ndarray, stem: str, seconds: float) -> Tags:
 
 
 def transposed(score: Score, semitones: int) -> Score:
-    """All parts but drums moved; what would leave MIDI's pitches is moved by an octave less."""
+    """All parts but drums moved, see `augment.transposed`."""
     parts = {}
     for stem, part in score.parts.items():
         parts[stem] = part.copy()
         if stem != "drums":
-            pitch = part["pitch"] + semitones
-            parts[stem]["pitch"] = pitch + 12 * (pitch < 0) - 12 * (pitch > 127)
+            parts[stem]["pitch"] = augment.transposed(part["pitch"], semitones)
     return dataclasses.replace(score, parts=parts)
 
 

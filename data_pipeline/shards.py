@@ -198,8 +198,7 @@ class WriteSongs(_WriteShards):
         """A triple as an example; `signals` are its `mix`, `context`, `stem`, `sample_rate` and `gain`."""
         caption, where = song.caption, (song.song_id, triple.start_seconds)
         if triple.semitones:
-            tags = {key: value for key, value in tags.items() if key != "key"}  # no longer that one
-            tags["semitones"] = round(triple.semitones, 2)
+            tags = augment.transposed_tags(tags, triple.semitones)
         varied = [named for tag, named in (("semitones", _NAMES_A_KEY), ("speed", _NAMES_A_TEMPO)) if tag in tags]
         if any(named.search(caption) for named in varied):
             caption = ""

@@ -141,10 +141,8 @@ def test_a_recording_played_anew(tmp_path):
     song = Song("id", "id", "midi", (("midi", str(tmp_path / "x.mid")),), {"tempo": 100, "key": "A", "genre": "rock"})
     written = midi.load(song, RATE, Tools())
     anew = midi.load(song, RATE, Tools(), Performance(1, semitones=2, speed=1.25))
-    assert {key: anew.tags[key] for key in ("tempo", "genre", "speed", "semitones")} == {
-        **{"tempo": 125.0, "genre": "rock"},
-        **{"speed": 1.25, "semitones": 2},
-    }
+    expected = {"tempo": 125.0, "genre": "rock", "speed": 1.25, "semitones": 2}
+    assert {key: anew.tags[key] for key in expected} == expected
     assert "key" not in anew.tags
     first, second = (np.concatenate(list(one.blocks), axis=1) for one in (written, anew))
     second_hit = round(RATE / 1.25)  # the third beat, at 120 a minute

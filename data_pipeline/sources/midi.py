@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import files, grouping, render, sidecars
-from data_pipeline.augment import Performance
+from data_pipeline.augment import Performance, transposed_tags
 from data_pipeline.song import TAGS, Recording, Rejected, Song, Tools
 from subtractive_jax.errors import UserError
 from subtractive_jax.representation.audio import audio_writer
@@ -130,10 +130,7 @@ def _as_played(heard: dict[str, Any], written: dict[str, Any], performance: Perf
     tags = heard | written | {"speed": round(performance.speed, 3)}
     if "tempo" in written:
         tags["tempo"] = round(written["tempo"] * performance.speed, 1)
-    if performance.semitones:
-        tags.pop("key", None)
-        tags["semitones"] = performance.semitones
-    return tags
+    return transposed_tags(tags, performance.semitones) if performance.semitones else tags
 
 
 def render_versions(versions: Mapping[Path, bytes], sample_rate: int) -> None:
