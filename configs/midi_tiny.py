@@ -50,6 +50,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         )
         config.autoencoder = None
         config.vocoder = None
+        config.mel_matching = 0
         config.denoiser.update(dict(block_out_channels=(48, 80, 128)))
         del config.denoiser.down_block_types, config.denoiser.up_block_types
         # No attention over the 512 cells of the first level: it would cost half the step.

@@ -31,6 +31,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
                 resblock_dilation_sizes=((1, 2),),
             )
         )
+        config.mel_matching = 0  # or the noise would be as loud as its image
         config.denoiser.update(
             dict(block_out_channels=(16, 16, 32), cross_attention_dim=32, norm_num_groups=8, attention_head_dim=2)
         )

@@ -73,6 +73,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
         config.latent_scale = (0.18215,) * 4
         config.context_scale = (1.0,) * 4
         config.target = "mix"
+        config.mel_matching = 0  # vocoders as published
         config.compute_dtype = "bfloat16"
         config.remat = "attention"  # 16 examples fit a TPU v5e, see launch/TPU.md
         config.train.update(

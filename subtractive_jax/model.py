@@ -19,6 +19,7 @@ from subtractive_jax.sampling.insert import insert as _insert
 from subtractive_jax.sampling.insert_notes import insert_notes as _insert_notes
 from subtractive_jax.text import special_tokens, tokenize, visible
 from subtractive_jax.training import partitioning
+from subtractive_jax.vocoder import mel_matching
 from subtractive_jax.vocoder.griffin_lim import GriffinLim
 from subtractive_jax.weights import model_folder
 
@@ -42,6 +43,7 @@ class Model:
         self._griffin_lim = None
         if vocoder is not None and vocoder.model_type == "griffin_lim":
             self._griffin_lim = GriffinLim(self.mel, vocoder.iterations, vocoder.momentum)
+        self._mel_matching = files.config.get("mel_matching", 0)  # models of earlier versions have none
         self._tokenizer = files.tokenizer
         self._windows_per_device = windows_per_device
         mesh = partitioning.make_mesh(-1, devices=jax.local_devices())
@@ -249,7 +251,7 @@ class Model:
     @functools.cached_property
     def vocoder_halo(self) -> int:
         """How many frames a vocoder with parameters is given on either side of those it renders."""
-        return parts.vocoder_reach(self.config)
+        return parts.vocoder_reach(self.config) + mel_matching.reach(self.mel, self._mel_matching)
 
     def _vocoded(self, images: np.ndarray) -> np.ndarray:
         """Images [chunks, n_mels, frames and a halo on either side, 1] to audio [chunks, frames * hop_length]."""
@@ -260,7 +262,8 @@ class Model:
         network, halo = parts.network("vocoder", self.config), self.vocoder_halo * self.mel.hop_length
 
         def audio(params: Any, images: jax.Array) -> jax.Array:
-            return network.apply(params, self.mel.log_magnitude(images).swapaxes(1, 2))[:, halo:-halo]
+            audio = network.apply(params, self.mel.log_magnitude(images).swapaxes(1, 2))
+            return mel_matching.match_mel(self.mel, audio, images, self._mel_matching)[:, halo:-halo]
 
         return self._jit(audio, batched=1)
 

@@ -23,6 +23,7 @@ from subtractive_jax.sampling.sampler import Known, Sampler
 from subtractive_jax.sampling.song import Recording
 from subtractive_jax.sampling.windows import Windows
 from subtractive_jax.training import text_stage
+from subtractive_jax.vocoder import mel_matching
 from subtractive_jax.weights import model_folder
 from tests import synthetic
 
@@ -510,22 +511,39 @@ def test_vocoders_hear_no_further_than_they_say(files):
         assert np.abs(found - expected).max() > 1e-6
 
 
+@pytest.mark.parametrize("turns", [0, 2])
 @pytest.mark.parametrize("vocoder", ["hifigan", "vocos"])
-def test_long_images_are_vocoded_without_seams(files, vocoder):
-    if vocoder != files.config.vocoder.model_type:
-        config = ConfigDict(files.config.to_dict())
+def test_long_images_are_vocoded_without_seams(files, vocoder, turns):
+    config = ConfigDict(files.config.to_dict())
+    config.mel_matching = turns
+    params = files.params["vocoder"]
+    if vocoder != config.vocoder.model_type:
         config.vocoder = ConfigDict(
             dict(model_type="vocos", num_mels=64, dim=16, intermediate_dim=24, num_layers=2, n_fft=640, hop_length=160)
         )
         params = synthetic.random_params(parts.network("vocoder", config).shapes())
-        files = dataclasses.replace(files, config=config, params={**files.params, "vocoder": params})
-    model = Model(files)
+    model = Model(dataclasses.replace(files, config=config, params={**files.params, "vocoder": params}))
     image = np.random.default_rng(0).uniform(-1, 0, (64, 300, 1)).astype(np.float32)
     padded = np.pad(image, ((0, 0), (model.vocoder_halo,) * 2, (0, 0)), constant_values=-1.0)
     log_mel = model.mel.log_magnitude(padded[None]).swapaxes(1, 2)
-    whole = jax.jit(parts.network("vocoder", files.config).apply)(files.params["vocoder"], log_mel)[0]
+    whole = jax.jit(parts.network("vocoder", config).apply)(params, log_mel)[0]
+    whole = mel_matching.match_mel(model.mel, whole, padded, turns)
     halo = model.vocoder_halo * 160
     np.testing.assert_allclose(model.vocode(image), whole[halo:-halo], atol=1e-5)
+
+
+def test_models_of_earlier_versions_leave_audio_as_it_was_vocoded(files):
+    image = np.random.default_rng(0).uniform(-1, 0, (64, 128, 1)).astype(np.float32)
+
+    def vocoded(turns: int | None) -> np.ndarray:
+        config = ConfigDict(files.config.to_dict())
+        del config.mel_matching
+        if turns is not None:
+            config.mel_matching = turns
+        return Model(dataclasses.replace(files, config=config)).vocode(image)
+
+    np.testing.assert_allclose(vocoded(None), vocoded(0), atol=1e-6)
+    assert np.abs(vocoded(1) - vocoded(0)).max() > 1e-4
 
 
 def test_windows_are_decoded_one_by_one(model):

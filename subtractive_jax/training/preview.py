@@ -43,6 +43,7 @@ _SPLIT = "validation"
 _RULE_DB = 100.0  # louder than any music: the line between two pictures
 _TICKS_PER_BEAT = 480
 _DB = 20.0 / math.log(10.0)  # from natural logarithms of magnitudes
+_SETTINGS = ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")  # told with each sample
 
 _Example = dict[str, Any]  # of a dataset, with the keys of `records.SCHEMAS`
 
@@ -229,7 +230,7 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
         audio["mix"] = audio["context"] + audio["stem"]
     audio["reference"] = decoded(target)
 
-    settings = ("solver", "steps", "text_guidance", "guidance_rescale", *(("context_guidance",) if subtractive else ()))
+    settings = [name for name in _SETTINGS if subtractive or name != "context_guidance"]
     samples = []
     for seed, example in enumerate(examples):
         sounds = {name: windows[seed] / example["gain"] for name, windows in audio.items()}
@@ -241,7 +242,7 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
 
 def _parts(model: _Model, examples: Sequence[_Example], metadata: dict[str, Any]) -> list[_Sample]:
     """Contexts with the parts that are made for them, at 120 BPM."""
-    roll, names = model.roll, ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")
+    roll = model.roll
     samples = []
     for seed, example in enumerate(examples):
         stem, whole = example["stem_name"], np.array(example["context_latent"][..., : roll.channels], np.float32)
@@ -251,7 +252,7 @@ def _parts(model: _Model, examples: Sequence[_Example], metadata: dict[str, Any]
         played = {part: own for part, own in notes.items() if len(own)}
         content = write(_TICKS_PER_BEAT, played, {}, [(0, 500_000)], [(0, 4, 4)], end)
         about = dict(instruction=example["instructions"][0], seed=seed)
-        made_by = _source(example) | about | {name: model.config.sampling[name] for name in names}
+        made_by = _source(example) | about | {name: model.config.sampling[name] for name in _SETTINGS}
         samples.append(_Sample(made_by, midi=content))
     return samples
 
