@@ -116,9 +116,7 @@ def get_config(stage: str = "subtractive") -> ml_collections.ConfigDict:
             hop_length=160,  # samples
         )
     )
-    config.mel_matching = (
-        8  # turns that bring the vocoder's audio to its mel image, see vocoder/mel_matching.py; 0: none
-    )
+    config.mel_matching = 8  # turns that bring the vocoder's audio to its mel image; 0: none
     config.denoiser = ConfigDict(  # diffusers' UNet2DConditionModel names; channels follow from the stage
         dict(
             block_out_channels=(64, 96, 112),

@@ -44,6 +44,8 @@ class Model:
         if vocoder is not None and vocoder.model_type == "griffin_lim":
             self._griffin_lim = GriffinLim(self.mel, vocoder.iterations, vocoder.momentum)
         self._mel_matching = files.config.get("mel_matching", 0)  # models of earlier versions have none
+        if self._mel_matching:
+            mel_matching.check(self.mel, self._mel_matching)
         self._tokenizer = files.tokenizer
         self._windows_per_device = windows_per_device
         mesh = partitioning.make_mesh(-1, devices=jax.local_devices())

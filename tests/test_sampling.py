@@ -546,6 +546,15 @@ def test_models_of_earlier_versions_leave_audio_as_it_was_vocoded(files):
     assert np.abs(vocoded(1) - vocoded(0)).max() > 1e-4
 
 
+@pytest.mark.parametrize("change", [dict(mel_matching=-1), dict(mel_matching=2, framing="centered")])
+def test_what_cannot_be_matched_is_refused(files, change):
+    config = ConfigDict(files.config.to_dict())
+    config.mel_matching = change["mel_matching"]
+    config.representation.framing = change.get("framing", "hifigan")
+    with pytest.raises(UserError, match="config.mel_matching=.*it must be 0 or more"):
+        Model(dataclasses.replace(files, config=config))
+
+
 def test_windows_are_decoded_one_by_one(model):
     latents = np.random.default_rng(0).standard_normal((3, 8, 16, 8)).astype(np.float32)
     audio = model.decode(latents)

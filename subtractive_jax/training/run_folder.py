@@ -22,6 +22,7 @@ _FREE = {
     "mesh.fsdp",
     "mesh.tensor",
     "remat",
+    "mel_matching",
     "train.accumulation_steps",
     "train.log_every",
     "train.eval_every",

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtractive_jax.errors import UserError
 from subtractive_jax.representation.mel import Mel
 
 _MOST = 3.0  # nats that one turn scales by: what is nearly silent has phases that mean nothing
+
+
+def check(mel: Mel, iterations: int) -> None:
+    """Raises UserError where vocoders' audio cannot be matched."""
+    if iterations < 0 or mel.framing == "centered":
+        raise UserError(
+            f"config.mel_matching={iterations}: it must be 0 or more, and 0 where representation.framing is centered, "
+            "whose images have a frame more than a vocoder's audio"
+        )
 
 
 def match_mel(mel: Mel, audio: jax.Array, image: jax.Array, iterations: int) -> jax.Array:
