@@ -16,7 +16,7 @@ from subtractive_jax.representation.level import context_gain
 from subtractive_jax.representation.mel import Mel
 from subtractive_jax.sampling import gates
 from subtractive_jax.sampling.insertion import Insertion, Line, Place, levels
-from subtractive_jax.sampling.sampler import TIME_AXIS, Known, Sampler
+from subtractive_jax.sampling.sampler import SETTINGS, TIME_AXIS, Known, Sampler
 from subtractive_jax.sampling.song import Recording, Song, mono
 from subtractive_jax.sampling.windows import Windows
 
@@ -174,12 +174,11 @@ def sampler_for(model: "Model", instruction: str, stem: str, settings: Settings)
         return own[name] if value is None else value
 
     strength = (own["sdedit_strength"] if settings.strength is None else settings.strength) if sdedit else None
-    names = ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")
     sampler = Sampler(
         model=model,
         instruction=instruction,
         stem=model.stems.index(stem),
-        **{name: chosen(name) for name in names},
+        **{name: chosen(name) for name in SETTINGS},
         guidance_interval=settings.guidance_interval,
         strength=strength,
     )

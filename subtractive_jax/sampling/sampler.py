@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from subtractive_jax.model import Model
 
 TIME_AXIS = -2  # of latents and images, [..., F, T, C]
+SETTINGS = ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")  # that a model has its own of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from subtractive_jax.models.network import Params
 from subtractive_jax.page import pictures
 from subtractive_jax.representation.audio import read_audio, write_audio
 from subtractive_jax.representation.notes import read_score, write
-from subtractive_jax.sampling.sampler import noise
+from subtractive_jax.sampling.sampler import SETTINGS, noise
 from subtractive_jax.sampling.windows import Windows
 from subtractive_jax.training import lora
 from subtractive_jax.training.latent_stages import null_text_states, pad_texts
@@ -43,7 +43,6 @@ _SPLIT = "validation"
 _RULE_DB = 100.0  # louder than any music: the line between two pictures
 _TICKS_PER_BEAT = 480
 _DB = 20.0 / math.log(10.0)  # from natural logarithms of magnitudes
-_SETTINGS = ("solver", "steps", "text_guidance", "context_guidance", "guidance_rescale")  # told with each sample
 
 _Example = dict[str, Any]  # of a dataset, with the keys of `records.SCHEMAS`
 
@@ -230,7 +229,7 @@ def _generated(model: _Model, examples: Sequence[_Example], metadata: dict[str, 
         audio["mix"] = audio["context"] + audio["stem"]
     audio["reference"] = decoded(target)
 
-    settings = [name for name in _SETTINGS if subtractive or name != "context_guidance"]
+    settings = [name for name in SETTINGS if subtractive or name != "context_guidance"]
     samples = []
     for seed, example in enumerate(examples):
         sounds = {name: windows[seed] / example["gain"] for name, windows in audio.items()}
@@ -252,7 +251,7 @@ def _parts(model: _Model, examples: Sequence[_Example], metadata: dict[str, Any]
         played = {part: own for part, own in notes.items() if len(own)}
         content = write(_TICKS_PER_BEAT, played, {}, [(0, 500_000)], [(0, 4, 4)], end)
         about = dict(instruction=example["instructions"][0], seed=seed)
-        made_by = _source(example) | about | {name: model.config.sampling[name] for name in _SETTINGS}
+        made_by = _source(example) | about | {name: model.config.sampling[name] for name in SETTINGS}
         samples.append(_Sample(made_by, midi=content))
     return samples
 
