@@ -460,6 +460,16 @@ def test_a_mix_target_writes_the_mix_and_estimates_the_stem(model):
     assert not result.info["figures"]["preservation"]["exact"]
 
 
+def test_the_autoencoders_error_on_the_context_is_taken_back(model):
+    true = model.encode_image(_music(10_240)[None])[0]
+    decoded = true + np.float32(0.1) * np.random.default_rng(0).standard_normal(true.shape).astype(np.float32)
+    decoded = np.clip(decoded, -1.0, 1.0)
+    np.testing.assert_allclose(insert._corrected(model, decoded, decoded, true), true, atol=1e-5)
+    louder = np.minimum(decoded + np.float32(0.5), 1.0)  # 56 times in magnitude: hardly any of it is context
+    np.testing.assert_allclose(insert._corrected(model, louder, decoded, true), louder, atol=0.02)
+    assert (insert._estimated_stem(model, decoded, decoded) == model.mel.silence).all()
+
+
 def test_sdedit_redraws_as_much_as_strength_says(model):
     audio = _music(40_000)
     done = []

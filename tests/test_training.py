@@ -174,7 +174,7 @@ def test_subtractive_begins_as_its_base(world):
     assert params["stem_embedding"]["embedding"].shape == (4, 32) and np.any(params["stem_embedding"]["embedding"])
 
 
-def test_subtractive_goes_on_from_a_denoiser_for_the_same_task(world, uninterrupted):
+def test_subtractive_goes_on_from_a_denoiser_for_the_same_stems(world, uninterrupted):
     _, run, _ = uninterrupted
     config = world.config()
     config.init_from = str(run)
@@ -182,8 +182,8 @@ def test_subtractive_goes_on_from_a_denoiser_for_the_same_task(world, uninterrup
     assert set(start) == {"denoiser"}
     assert tuple(config.latent_shift) == (0.5,) * 8  # the parent's
     config = world.config()
-    config.init_from, config.target = str(run), "mix"
-    assert set(stages.prepare(config, world.data_dir)[0]) == {"base_denoiser"}
+    config.init_from, config.target = str(run), "mix"  # the same network, and nearer than the base
+    assert set(stages.prepare(config, world.data_dir)[0]) == {"denoiser"}
 
 
 def test_only_named_parameters_learn_and_the_run_goes_on(world, tmp_path):

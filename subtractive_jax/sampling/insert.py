@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -121,15 +122,16 @@ def draw(
     for seed, line in zip(seeds, drawn, strict=True):
         began = time.perf_counter()
         image = _decoded(model, Windows(latents.shape[TIME_AXIS], len(latents)).split(line, TIME_AXIS))
-        rendered = excerpt.line(model.vocode(image))
-        insertion = Insertion(song, excerpt.place, rendered, None, 10.0 ** (settings.stem_gain_db / 20.0), stays)
-        change_db = None
+        stem_image, new_mix, change_db = image, None, None
         if writes_mix:
-            change_db = _difference_db(model, image, _decoded(model, latents))
-            stem_image = _estimated_stem(model, image, _blended(contexts, model.encode_image))
-            insertion = dataclasses.replace(
-                insertion, new_stem=excerpt.line(model.vocode(stem_image)), new_mix=rendered
-            )
+            decoded = _decoded(model, latents)
+            change_db = _difference_db(model, image, decoded)
+            stem_image = _estimated_stem(model, image, decoded)
+            if settings.method == "insert":  # "sdedit" redraws the music too, and is measured as it was published
+                image = _corrected(model, image, decoded, _blended(contexts, model.encode_image))
+            new_mix = excerpt.line(model.vocode(image))
+        new_stem = excerpt.line(model.vocode(stem_image))
+        insertion = Insertion(song, excerpt.place, new_stem, new_mix, 10.0 ** (settings.stem_gain_db / 20.0), stays)
         heard = levels(insertion)
         if not writes_mix and heard.lowering_db:
             insertion = dataclasses.replace(insertion, gain=insertion.gain * 10.0 ** (-heard.lowering_db / 20.0))
@@ -295,22 +297,42 @@ def _decoded(model: "Model", latents: np.ndarray) -> np.ndarray:
     return _blended(latents, model.decode_image)
 
 
-def _estimated_stem(model: "Model", mix: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """The mel image of what the mix has more than the context, in power."""
-    stems = []
-    for start in range(0, mix.shape[TIME_AXIS], _FRAMES_AT_ONCE):
-        there = np.s_[:, start : start + _FRAMES_AT_ONCE]
-        power = jnp.square(model.mel.magnitude(jnp.asarray(mix[there])))
-        power -= jnp.square(model.mel.magnitude(jnp.asarray(context[there])))
-        stems.append(np.asarray(model.mel.image(jnp.sqrt(jnp.maximum(power, 0.0)))))
-    return np.concatenate(stems, axis=TIME_AXIS)
+def _blocks(*images: np.ndarray) -> Iterator[list[jax.Array]]:
+    """Images [n_mels, frames, 1] of one length, some frames of all at a time."""
+    for start in range(0, images[0].shape[TIME_AXIS], _FRAMES_AT_ONCE):
+        yield [jnp.asarray(image[:, start : start + _FRAMES_AT_ONCE]) for image in images]
+
+
+def _estimated_stem(model: "Model", mix: np.ndarray, decoded_context: np.ndarray) -> np.ndarray:
+    """The mel image of what the mix has more than the context, in power, both decoded: their errors are alike."""
+
+    def estimated(*images: jax.Array) -> jax.Array:
+        of_mix, of_context = (jnp.square(model.mel.magnitude(image)) for image in images)
+        return model.mel.image(jnp.sqrt(jnp.maximum(of_mix - of_context, 0.0)))
+
+    blocks = _blocks(mix, decoded_context)
+    return np.concatenate([np.asarray(estimated(*block)) for block in blocks], axis=TIME_AXIS)
+
+
+def _corrected(model: "Model", mix: np.ndarray, decoded_context: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """The mel image of the mix without the autoencoder's error on the context, which is known.
+
+    It is taken back in log magnitude, by as much as the mix is context. So a mix that is nothing but its context has
+    the true image.
+    """
+
+    def corrected(*images: jax.Array) -> jax.Array:
+        mixed, decoded, true = map(model.mel.log_magnitude, images)
+        share = jnp.exp(jnp.minimum(decoded - mixed, 0.0))
+        return model.mel.image(jnp.exp(mixed + share * (true - decoded)))
+
+    blocks = _blocks(mix, decoded_context, context)
+    return np.concatenate([np.asarray(corrected(*block)) for block in blocks], axis=TIME_AXIS)
 
 
 def _difference_db(model: "Model", image: np.ndarray, other: np.ndarray) -> float:
     """Root mean square difference of two mel images [n_mels, frames, 1], in dB."""
     squares = 0.0
-    for start in range(0, image.shape[TIME_AXIS], _FRAMES_AT_ONCE):
-        there = np.s_[:, start : start + _FRAMES_AT_ONCE]
-        logs = (model.mel.log_magnitude(jnp.asarray(each[there])) for each in (image, other))
-        squares += float(jnp.sum(jnp.square(jnp.subtract(*logs))))
+    for block in _blocks(image, other):
+        squares += float(jnp.sum(jnp.square(jnp.subtract(*map(model.mel.log_magnitude, block)))))
     return 20.0 / math.log(10.0) * math.sqrt(squares / image[..., 0].size)

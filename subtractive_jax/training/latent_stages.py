@@ -159,7 +159,7 @@ def starting_point(
       UserError: the stage is `subtractive`, and the parent has no denoiser to start from.
     """
     same_stems = config.stem_tokens and tuple(parent_config.data.stems) == tuple(config.data.stems)
-    fits = parent_config.target == config.target and (same_stems or not parent_config.stem_tokens)
+    fits = same_stems or not parent_config.stem_tokens
     names = ["base_denoiser"]
     if config.stage == "subtractive" and fits:
         names.insert(0, "denoiser")
@@ -169,7 +169,7 @@ def starting_point(
     if config.stage == "base":
         return {}
     raise UserError(
-        f"{config.init_from} has no base_denoiser, and no denoiser with target={config.target} and "
+        f"{config.init_from} has no base_denoiser, and no denoiser with "
         f"stems={','.join(config.data.stems)}; train the base stage first"
     )
 
