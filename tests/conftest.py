@@ -4,9 +4,11 @@ import contextlib
 import os
 import tempfile
 
-# What one test compiled, later tests and their subprocesses need not.
-_compiled = tempfile.TemporaryDirectory(prefix="compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# What one test compiled, later tests, their subprocesses and the other process of `make test` need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 34)  # with a limit it is locked while it is written
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,8 +19,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collecti
 with contextlib.suppress(ImportError):  # comes with PyTorch for GPUs, and crashes if loaded after TensorFlow
     import triton  # noqa: F401
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
