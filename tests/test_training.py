@@ -182,7 +182,7 @@ def test_subtractive_goes_on_from_a_denoiser_for_the_same_stems(world, uninterru
     assert set(start) == {"denoiser"}
     assert tuple(config.latent_shift) == (0.5,) * 8  # the parent's
     config = world.config()
-    config.init_from, config.target = str(run), "mix"  # the same network, and nearer than the base
+    config.init_from, config.target = str(run), "mix"  # the same network, which has learnt to read the context
     assert set(stages.prepare(config, world.data_dir)[0]) == {"denoiser"}
 
 

@@ -116,6 +116,10 @@ def draw(
         target = _encoded(model, excerpt.windows_of(excerpt.music + before if writes_mix else before))
         known = excerpt.known(target, model.config)
     drawn = sampler.latents(latents, seeds, known, progress)
+    decoded_context = _decoded(model, latents) if writes_mix else None
+    true_context = None  # "sdedit" redraws the music too, and is measured as it was published
+    if writes_mix and settings.method == "insert":
+        true_context = _blended(contexts, model.encode_image)
     sampling_seconds = time.perf_counter() - began
 
     insertions = []
@@ -123,12 +127,11 @@ def draw(
         began = time.perf_counter()
         image = _decoded(model, Windows(latents.shape[TIME_AXIS], len(latents)).split(line, TIME_AXIS))
         stem_image, new_mix, change_db = image, None, None
-        if writes_mix:
-            decoded = _decoded(model, latents)
-            change_db = _difference_db(model, image, decoded)
-            stem_image = _estimated_stem(model, image, decoded)
-            if settings.method == "insert":  # "sdedit" redraws the music too, and is measured as it was published
-                image = _corrected(model, image, decoded, _blended(contexts, model.encode_image))
+        if decoded_context is not None:
+            change_db = _difference_db(model, image, decoded_context)
+            stem_image = _estimated_stem(model, image, decoded_context)
+            if true_context is not None:
+                image = _corrected(model, image, decoded_context, true_context)
             new_mix = excerpt.line(model.vocode(image))
         new_stem = excerpt.line(model.vocode(stem_image))
         insertion = Insertion(song, excerpt.place, new_stem, new_mix, 10.0 ** (settings.stem_gain_db / 20.0), stays)
@@ -297,10 +300,11 @@ def _decoded(model: "Model", latents: np.ndarray) -> np.ndarray:
     return _blended(latents, model.decode_image)
 
 
-def _blocks(*images: np.ndarray) -> Iterator[list[jax.Array]]:
-    """Images [n_mels, frames, 1] of one length, some frames of all at a time."""
-    for start in range(0, images[0].shape[TIME_AXIS], _FRAMES_AT_ONCE):
-        yield [jnp.asarray(image[:, start : start + _FRAMES_AT_ONCE]) for image in images]
+def _in_blocks(function: Callable[..., jax.Array], *images: np.ndarray) -> list[np.ndarray]:
+    """The function of images [n_mels, frames, 1] of one length, some frames of all at a time."""
+    starts = range(0, images[0].shape[TIME_AXIS], _FRAMES_AT_ONCE)
+    blocks = ([jnp.asarray(image[:, start : start + _FRAMES_AT_ONCE]) for image in images] for start in starts)
+    return [np.asarray(function(*block)) for block in blocks]
 
 
 def _estimated_stem(model: "Model", mix: np.ndarray, decoded_context: np.ndarray) -> np.ndarray:
@@ -310,8 +314,7 @@ def _estimated_stem(model: "Model", mix: np.ndarray, decoded_context: np.ndarray
         of_mix, of_context = (jnp.square(model.mel.magnitude(image)) for image in images)
         return model.mel.image(jnp.sqrt(jnp.maximum(of_mix - of_context, 0.0)))
 
-    blocks = _blocks(mix, decoded_context)
-    return np.concatenate([np.asarray(estimated(*block)) for block in blocks], axis=TIME_AXIS)
+    return np.concatenate(_in_blocks(estimated, mix, decoded_context), axis=TIME_AXIS)
 
 
 def _corrected(model: "Model", mix: np.ndarray, decoded_context: np.ndarray, context: np.ndarray) -> np.ndarray:
@@ -326,13 +329,14 @@ def _corrected(model: "Model", mix: np.ndarray, decoded_context: np.ndarray, con
         share = jnp.exp(jnp.minimum(decoded - mixed, 0.0))
         return model.mel.image(jnp.exp(mixed + share * (true - decoded)))
 
-    blocks = _blocks(mix, decoded_context, context)
-    return np.concatenate([np.asarray(corrected(*block)) for block in blocks], axis=TIME_AXIS)
+    return np.concatenate(_in_blocks(corrected, mix, decoded_context, context), axis=TIME_AXIS)
 
 
 def _difference_db(model: "Model", image: np.ndarray, other: np.ndarray) -> float:
     """Root mean square difference of two mel images [n_mels, frames, 1], in dB."""
-    squares = 0.0
-    for block in _blocks(image, other):
-        squares += float(jnp.sum(jnp.square(jnp.subtract(*map(model.mel.log_magnitude, block)))))
-    return 20.0 / math.log(10.0) * math.sqrt(squares / image[..., 0].size)
+
+    def squares(*images: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(jnp.subtract(*map(model.mel.log_magnitude, images))))
+
+    total = sum(map(float, _in_blocks(squares, image, other)))
+    return 20.0 / math.log(10.0) * math.sqrt(total / image[..., 0].size)

@@ -169,8 +169,8 @@ def starting_point(
     if config.stage == "base":
         return {}
     raise UserError(
-        f"{config.init_from} has no base_denoiser, and no denoiser with "
-        f"stems={','.join(config.data.stems)}; train the base stage first"
+        f"{config.init_from} has no base_denoiser, and no denoiser with stems={','.join(config.data.stems)}; "
+        "train the base stage first"
     )
 
 
